@@ -1,0 +1,280 @@
+"""The contract between the stages: three Protocols, and the dataclasses that pass between them.
+
+A stage is the same thing whether it is local, behind a socket or a handle of somebody's cluster: an object that keeps one of
+the Protocols below. `pipeline.py` composes them, `stages/` implements them, `remote/` carries them over a network.
+
+Shapes: B rows (images), T tokens, D the context's width, H and W pixels. All arrays are C-contiguous.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from triptych.errors import StagesDoNotFit
+
+Float32 = NDArray[np.float32]
+UInt64 = NDArray[np.uint64]
+UInt8 = NDArray[np.uint8]
+
+
+class StageName(StrEnum):
+    """The three panels."""
+
+    TEXT_ENCODER = "text_encoder"
+    DIFFUSION = "diffusion"
+    DECODER = "decoder"
+
+
+class Task(StrEnum):
+    """What a diffusion model can be asked for."""
+
+    TEXT_TO_IMAGE = "text_to_image"
+    IMAGE_TO_IMAGE = "image_to_image"
+    INPAINTING = "inpainting"
+
+
+class ImageFormat(StrEnum):
+    """The encodings in which the decoder returns pictures."""
+
+    PNG = "png"
+    JPEG = "jpeg"
+    WEBP = "webp"
+
+
+# Identity: who a stage is, and with whom it fits
+
+
+@dataclass(frozen=True, kw_only=True)
+class Numerics:
+    """What decides a stage's bytes besides weights and request.
+
+    Replicas of equal numerics and equal weights return equal bytes.
+    """
+
+    engine: str
+    version: str
+    precision: str
+    instruction_set: str
+    device: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextEncoderIdentity:
+    """A text encoder: the space that its contexts live in, (B, context_length, context_width)."""
+
+    model: str
+    weights_digest: str
+    numerics: Numerics
+    text_space: str
+    context_length: int
+    context_width: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffusionIdentity:
+    """A diffusion model: which contexts it takes, which latents it makes, and what it may be asked for.
+
+    Attributes:
+        sizes: (width, height) in pixels of the pictures it makes; the first is its default.
+        samplers: Names it takes; the first is its default.
+    """
+
+    model: str
+    weights_digest: str
+    numerics: Numerics
+    text_space: str
+    latent_space: str
+    context_length: int
+    context_width: int
+    latent_channels: int
+    downsampling: int
+    prediction_type: str
+    tasks: tuple[Task, ...]
+    sizes: tuple[tuple[int, int], ...]
+    samplers: tuple[str, ...]
+    default_num_steps: int
+    default_guidance_scale: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderIdentity:
+    """A decoder: the space of the latents it takes, and how many pixels each becomes."""
+
+    model: str
+    weights_digest: str
+    numerics: Numerics
+    latent_space: str
+    latent_channels: int
+    scaling_factor: float
+    downsampling: int
+    sizes: tuple[tuple[int, int], ...]
+
+
+# What passes between the stages
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodeRequest:
+    """Prompts for the text encoder, one a row.
+
+    Attributes:
+        truncate: Cut a prompt that is longer than the context, with a warning, instead of refusing it.
+    """
+
+    prompts: tuple[str, ...]
+    truncate: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoded:
+    """Contexts, float32 (B, T, D), and what the caller should know about the prompts."""
+
+    context: Float32
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenoiseRequest:
+    """One denoising of B rows. A leading dimension of 1 of a context or of the noise stands for all rows.
+
+    Attributes:
+        context: What the pictures should show, float32 (B or 1, T, D).
+        unconditional_context: What guidance leads away from, same shape; may be None at `guidance_scale` 1.
+        seeds: One for each row, uint64 (B,).
+        width, height: Of the pictures, pixels.
+        initial_noise: Standard normal, float32 (B or 1, H/8, W/8, 4); drawn from the seeds where None.
+    """
+
+    context: Float32
+    unconditional_context: Float32 | None
+    seeds: UInt64
+    width: int
+    height: int
+    sampler: str
+    num_steps: int
+    guidance_scale: float
+    initial_noise: Float32 | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """`position` of the plan's `num_evaluations` network evaluations are done."""
+
+    position: int
+    num_evaluations: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Denoised:
+    """VAE-scaled latents, float32 (B, H/8, W/8, 4)."""
+
+    latents: Float32
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodeRequest:
+    """Latents to make pictures of.
+
+    Attributes:
+        latents: VAE-scaled, float32 (B, H/8, W/8, 4).
+        image_format: None asks for pixels, else for encoded files.
+        image_texts: What each PNG carries as text under `IMAGE_TEXT_KEYWORD`: none, or one a row.
+    """
+
+    latents: Float32
+    image_format: ImageFormat | None = None
+    image_texts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoded:
+    """Pictures: sRGB pixels uint8 (B, H, W, 3), or one encoded file a row, as the request's `image_format` asked."""
+
+    images: UInt8 | tuple[bytes, ...]
+
+
+IMAGE_TEXT_KEYWORD = "triptych"
+
+
+# The three panels
+
+
+class TextEncoder(Protocol):
+    """Prompts to contexts."""
+
+    async def identity(self) -> TextEncoderIdentity:
+        """Who it is. Raises StageNotReady while it cannot work."""
+
+    async def encode(self, request: EncodeRequest, *, deadline: float | None = None) -> Encoded:
+        """Contexts of the prompts.
+
+        Args:
+            request: The prompts.
+            deadline: Of `time.monotonic()`, in seconds; past it nobody waits any more. None waits for ever.
+
+        Raises:
+            InvalidValue: A prompt is longer than the context and `truncate` is not set.
+            QueueFull, StageNotReady, StageFailed, StageTimeout: As their names say.
+        """
+
+
+class Diffusion(Protocol):
+    """Contexts and noise to latents."""
+
+    async def identity(self) -> DiffusionIdentity:
+        """Who it is. Raises StageNotReady while it cannot work."""
+
+    def denoise(self, request: DenoiseRequest, *, deadline: float | None = None) -> AsyncIterator[Progress | Denoised]:
+        """The denoising: any number of Progress, then one Denoised, the last.
+
+        Raises:
+            InvalidValue: The model does not take this size, sampler, context or task.
+            QueueFull, StageNotReady, StageFailed, StageTimeout: As their names say.
+        """
+
+
+class Decoder(Protocol):
+    """Latents to pictures."""
+
+    async def identity(self) -> DecoderIdentity:
+        """Who it is. Raises StageNotReady while it cannot work."""
+
+    async def decode(self, request: DecodeRequest, *, deadline: float | None = None) -> Decoded:
+        """Pictures of the latents.
+
+        Raises:
+            InvalidValue: The decoder does not take latents of this shape.
+            QueueFull, StageNotReady, StageFailed, StageTimeout: As their names say.
+        """
+
+
+def check_fit(text_encoder: TextEncoderIdentity, diffusion: DiffusionIdentity, decoder: DecoderIdentity) -> None:
+    """Refuses three stages that make no model together.
+
+    Raises:
+        StagesDoNotFit: The sentence names both sides and what differs.
+    """
+    for what, left, right in (
+        ("text space", text_encoder.text_space, diffusion.text_space),
+        ("context width", text_encoder.context_width, diffusion.context_width),
+        ("context length", text_encoder.context_length, diffusion.context_length),
+    ):
+        if left != right:
+            raise StagesDoNotFit(
+                f"the text encoder {text_encoder.model!r} has {what} {left}, the diffusion model {diffusion.model!r} wants {right}"
+            )
+    for what, left, right in (
+        ("latent space", diffusion.latent_space, decoder.latent_space),
+        ("number of latent channels", diffusion.latent_channels, decoder.latent_channels),
+        ("downsampling", diffusion.downsampling, decoder.downsampling),
+    ):
+        if left != right:
+            raise StagesDoNotFit(
+                f"the diffusion model {diffusion.model!r} has {what} {left}, the decoder {decoder.model!r} wants {right}"
+            )

@@ -1,0 +1,181 @@
+"""The whole error tree, each class with the HTTP status that it becomes.
+
+::
+
+    TriptychError                  500  anything that is ours to explain
+    ├── CallerError                400  the request is at fault; its words go to the caller
+    │   ├── MalformedRequest       400  not readable as a request at all
+    │   ├── Unauthenticated        401  no token, or one we do not know
+    │   ├── Forbidden              403  known, but not allowed
+    │   ├── NotFound               404  no such model, request or page
+    │   ├── Conflict               409  does not go with what we hold
+    │   ├── TooLarge               413  more bytes than we read
+    │   ├── InvalidValue           422  readable, but a value is impossible
+    │   ├── QueueFull              429  come back after `retry_after_seconds`
+    │   ├── ClientLeft             499  nobody is waiting for the answer
+    │   └── NotSupported           501  understood, but not offered here
+    ├── StageError                 502  a stage is at fault; names it
+    │   ├── StageFailed            502  it answered with an error, or broke off
+    │   ├── StageNotReady          503  it is down, starting or stopping
+    │   └── StageTimeout           504  it did not answer before the deadline
+    └── StartError                 500  a service cannot start
+        ├── CheckpointError        500  weights are missing, damaged or of another architecture
+        ├── EngineError            500  the engine is not installed or cannot compile the network
+        └── StagesDoNotFit         500  three stages that make no model together
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class TriptychError(Exception):
+    """Base of all errors that Triptych raises on purpose. The message is one clear sentence."""
+
+    status: ClassVar[int] = 500
+    type: ClassVar[str] = "internal_error"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+class CallerError(TriptychError):
+    """The request is at fault.
+
+    Args:
+        message: One sentence that says what is wrong and what is allowed.
+        param: The field or tensor at fault, where one can be named.
+    """
+
+    status = 400
+    type = "invalid_request_error"
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class MalformedRequest(CallerError):
+    """The body cannot be read as a request."""
+
+
+class Unauthenticated(CallerError):
+    """No token was sent, or none that we know."""
+
+    status = 401
+    type = "authentication_error"
+
+
+class Forbidden(CallerError):
+    """The caller is known but may not do this."""
+
+    status = 403
+    type = "permission_error"
+
+
+class NotFound(CallerError):
+    """There is no model, request or page of that name."""
+
+    status = 404
+    type = "not_found_error"
+
+
+class Conflict(CallerError):
+    """The request does not go with what we hold."""
+
+    status = 409
+    type = "conflict_error"
+
+
+class TooLarge(CallerError):
+    """The body has more bytes than we are willing to read."""
+
+    status = 413
+    type = "too_large_error"
+
+
+class InvalidValue(CallerError):
+    """The request is readable, but a value in it is impossible."""
+
+    status = 422
+
+
+class QueueFull(CallerError):
+    """Everything is busy and the queue is full.
+
+    Args:
+        message: One sentence.
+        retry_after_seconds: When it makes sense to come back.
+    """
+
+    status = 429
+    type = "rate_limit_error"
+
+    def __init__(self, message: str, *, retry_after_seconds: float) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class ClientLeft(CallerError):
+    """The caller closed the connection before the answer was ready."""
+
+    status = 499
+    type = "client_closed_request"
+
+
+class NotSupported(CallerError):
+    """The request is understood, but this service does not offer it."""
+
+    status = 501
+    type = "not_supported_error"
+
+
+class StageError(TriptychError):
+    """A stage is at fault.
+
+    Args:
+        message: One sentence.
+        stage: `text_encoder`, `diffusion` or `decoder`.
+    """
+
+    status = 502
+    type = "stage_error"
+
+    def __init__(self, message: str, *, stage: str) -> None:
+        super().__init__(message)
+        self.stage = stage
+
+
+class StageFailed(StageError):
+    """The stage answered with an error, or its answer broke off."""
+
+
+class StageNotReady(StageError):
+    """The stage is down, starting or stopping."""
+
+    status = 503
+    type = "stage_not_ready_error"
+
+
+class StageTimeout(StageError):
+    """The stage did not answer before the deadline."""
+
+    status = 504
+    type = "stage_timeout_error"
+
+
+class StartError(TriptychError):
+    """A service cannot start; the message says what to do about it."""
+
+
+class CheckpointError(StartError):
+    """Weights are missing, damaged, or made for another architecture."""
+
+
+class EngineError(StartError):
+    """The engine is not installed, or cannot compile the network."""
+
+
+class StagesDoNotFit(StartError):
+    """Three stages that make no model together."""
