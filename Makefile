@@ -1,0 +1,93 @@
+# `make` or `make help` lists what there is. Each verb installs what it needs, once, into a virtual environment beside this file.
+
+PYTHON ?= python3
+VENV := .venv
+REFERENCE := .venv-reference
+TRITON := .venv-triton
+
+# What each verb needs of pyproject.toml's extras. make demo stays small: one engine, no TensorFlow.
+DEMO_EXTRAS := openvino
+TEST_EXTRAS := openvino,tensorflow,jax,bench,dev
+REFERENCE_EXTRAS := openvino,reference,dev
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_NO_INPUT := 1
+# The prompt of `make demo` reaches the shell as an environment variable, so that no quote in it can end the command.
+export PROMPT
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test test-reference lint fix up bench train constraints clean
+
+help:  ## list the verbs
+	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' $(MAKEFILE_LIST) | awk -F '\t' '{printf "  make %-15s %s\n", $$1, $$2}'
+
+demo: $(VENV)/.installed-demo  ## a picture of PROMPT="..." from three services and a gateway: writes triptych.png
+	@$(VENV)/bin/triptych demo $${PROMPT:+"$$PROMPT"}
+
+up: $(VENV)/.installed-demo  ## start the gateway and the three stages, and leave them running until Ctrl-C
+	@$(VENV)/bin/triptych up
+
+test: $(VENV)/.installed-test $(TRITON)/.installed  ## all tests that need no torch
+	$(VENV)/bin/python -m pytest
+
+test-reference: $(REFERENCE)/.installed  ## networks and samplers against diffusers and transformers
+	$(REFERENCE)/bin/python -m pytest tests/reference
+
+lint: $(VENV)/.installed-test  ## style and types; changes nothing
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/mypy
+
+fix: $(VENV)/.installed-test  ## mend what a machine can mend: style, and the generated pages of docs/
+	$(VENV)/bin/ruff check --fix
+	$(VENV)/bin/ruff format
+	$(VENV)/bin/python docs/generate.py
+
+bench: $(VENV)/.installed-test  ## measure what the README states; the results go to benchmarks/results
+	$(VENV)/bin/python -m benchmarks.gateway
+
+train: $(VENV)/.installed-test  ## go on training the embedded model; state lives in the cache folder, and it can be stopped at any time
+	$(VENV)/bin/python -m training
+
+constraints: $(VENV)/bin/pip  ## write constraints.txt anew, with the newest versions that fit together
+	$(VENV)/bin/python -m pip install --dry-run --ignore-installed --quiet --report $(VENV)/report.json \
+		'.[$(TEST_EXTRAS),$(REFERENCE_EXTRAS)]' 'tritonclient[http]' hatchling editables
+	$(VENV)/bin/python .ci/constraints.py < $(VENV)/report.json > constraints.txt
+
+clean:  ## remove the environments and everything else that git ignores
+	rm -rf $(VENV) $(REFERENCE) $(TRITON) dist build triptych.png .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Environments. A stamp file says that an installation was finished; it is made again when what it depends on changes.
+# hatchling is installed first and used without isolation, so that building our own package is under the constraints too.
+
+define install
+@echo "Installing into $(1): $(2)"
+@$(1)/bin/python -m pip install --quiet --constraint constraints.txt hatchling editables
+@$(1)/bin/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[$(2)]'
+@touch $@
+endef
+
+$(VENV)/.installed-demo: pyproject.toml constraints.txt | $(VENV)/bin/pip
+	$(call install,$(VENV),$(DEMO_EXTRAS))
+
+$(VENV)/.installed-test: pyproject.toml constraints.txt | $(VENV)/bin/pip
+	$(call install,$(VENV),$(TEST_EXTRAS))
+	@touch $(VENV)/.installed-demo
+
+$(REFERENCE)/.installed: pyproject.toml constraints.txt | $(REFERENCE)/bin/pip
+	$(call install,$(REFERENCE),$(REFERENCE_EXTRAS))
+
+# tritonclient judges our wire format from outside: nothing of ours is installed beside it.
+$(TRITON)/.installed: constraints.txt | $(TRITON)/bin/pip
+	@echo "Installing into $(TRITON): tritonclient"
+	@$(TRITON)/bin/python -m pip install --quiet --constraint constraints.txt 'tritonclient[http]'
+	@touch $@
+
+%/bin/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "Triptych needs Python 3.11 or newer; name one with PYTHON=... (this is $$($(PYTHON) --version 2>&1))." >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' 2> /dev/null \
+		|| { echo "$(PYTHON) cannot make virtual environments: install Debian's package python3-venv." >&2; exit 1; }
+	@$(PYTHON) -m venv $*

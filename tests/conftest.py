@@ -1,0 +1,34 @@
+"""What every test stands on: a backend, a bounded number of threads, and folders of its own."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+# Before anything imports keras or a numerical library: they read these once. Two threads, because tests share the machine.
+os.environ.setdefault("KERAS_BACKEND", "openvino")
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "2")
+os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True)
+def cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache folder that only this test sees; no setting of the developer's shell leaks in."""
+    for name in list(os.environ):
+        if name.startswith("TRIPTYCH_"):
+            monkeypatch.delenv(name)
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("TRIPTYCH_CACHE_FOLDER", str(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The root of the repository."""
+    return ROOT
