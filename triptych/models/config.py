@@ -1,0 +1,206 @@
+"""Configurations of the networks, with the field names of diffusers' and transformers' config.json. No keras here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Self
+
+from triptych.errors import CheckpointError
+
+# Fields that change the network in ways that ours does not know, with the values that leave it as ours is. A key that is
+# neither here nor a field of the dataclass has no say in what the network computes.
+_UNET_ONLY = {
+    "_class_name": ("UNet2DConditionModel",),
+    "act_fn": ("silu",),
+    "mid_block_type": ("UNetMidBlock2DCrossAttn",),
+    "num_attention_heads": (None,),
+    "center_input_sample": (False,),
+    "downsample_padding": (1,),
+    "mid_block_scale_factor": (1,),
+    "only_cross_attention": (False,),
+    "dual_cross_attention": (False,),
+    "reverse_transformer_layers_per_block": (None,),
+    "encoder_hid_dim": (None,),
+    "encoder_hid_dim_type": (None,),
+    "class_embed_type": (None,),
+    "num_class_embeds": (None,),
+    "addition_embed_type": (None,),
+    "time_embedding_type": ("positional",),
+    "time_embedding_dim": (None,),
+    "time_embedding_act_fn": (None,),
+    "timestep_post_act": (None,),
+    "time_cond_proj_dim": (None,),
+    "resnet_time_scale_shift": ("default",),
+    "resnet_skip_time_act": (False,),
+    "resnet_out_scale_factor": (1,),
+    "conv_in_kernel": (3,),
+    "conv_out_kernel": (3,),
+    "attention_type": ("default",),
+    "cross_attention_norm": (None,),
+}
+_VAE_ONLY = {
+    "_class_name": ("AutoencoderKL",),
+    "act_fn": ("silu",),
+    "use_quant_conv": (True,),
+    "use_post_quant_conv": (True,),
+    "mid_block_add_attention": (True,),
+    "shift_factor": (None,),
+    "latents_mean": (None,),
+    "latents_std": (None,),
+}
+_TEXT_ONLY = {"model_type": ("clip_text_model", "clip")}
+
+_UNET_BLOCK_TYPES = {
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+}
+_VAE_BLOCK_TYPES = {"down_block_types": ("DownEncoderBlock2D",), "up_block_types": ("UpDecoderBlock2D",)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkConfig:
+    """What the three configurations share."""
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The configuration that a config.json describes.
+
+        Raises:
+            CheckpointError: A field has a value that our network does not have.
+        """
+        known = {field.name for field in fields(cls)}
+        config = cls(**{name: _frozen(value) for name, value in values.items() if name in known})
+        config._refuse_unsupported(values)
+        return config
+
+    def _refuse_unsupported(self, values: Mapping[str, Any]) -> None:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class UNetConfig(NetworkConfig):
+    """The U-Net, as diffusers' UNet2DConditionModel; the defaults are Stable Diffusion 1.5.
+
+    Attributes:
+        attention_head_dim: In spite of its name the number of attention heads, one for all levels or one each. diffusers
+            kept the name for the sake of the checkpoints that have it.
+        transformer_norm_eps: Of the group norm before each transformer; a constant in diffusers.
+    """
+
+    in_channels: int = 4
+    out_channels: int = 4
+    block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
+    down_block_types: tuple[str, ...] = ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",)
+    up_block_types: tuple[str, ...] = ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3
+    layers_per_block: int | tuple[int, ...] = 2
+    transformer_layers_per_block: int | tuple[int, ...] = 1
+    attention_head_dim: int | tuple[int, ...] = 8
+    cross_attention_dim: int = 768
+    use_linear_projection: bool = False
+    norm_num_groups: int = 32
+    norm_eps: float = 1e-5
+    transformer_norm_eps: float = 1e-6
+    flip_sin_to_cos: bool = True
+    freq_shift: float = 0
+
+    @property
+    def num_layers(self) -> tuple[int, ...]:
+        """Residual blocks of each level on the way down; on the way up there is one more."""
+        return self._by_level(self.layers_per_block)
+
+    @property
+    def num_transformer_layers(self) -> tuple[int, ...]:
+        """Transformer blocks after each residual block, by level."""
+        return self._by_level(self.transformer_layers_per_block)
+
+    @property
+    def num_heads(self) -> tuple[int, ...]:
+        """Attention heads, by level."""
+        return self._by_level(self.attention_head_dim)
+
+    def _by_level(self, value: int | tuple[int, ...]) -> tuple[int, ...]:
+        return value if isinstance(value, tuple) else (value,) * len(self.block_out_channels)
+
+    def _refuse_unsupported(self, values: Mapping[str, Any]) -> None:
+        _refuse_other_values("U-Net", values, _UNET_ONLY)
+        _refuse_other_blocks("U-Net", self, _UNET_BLOCK_TYPES)
+        for name in ("layers_per_block", "transformer_layers_per_block", "attention_head_dim"):
+            _refuse_other_length("U-Net", name, self._by_level(getattr(self, name)), len(self.block_out_channels))
+
+
+@dataclass(frozen=True, kw_only=True)
+class VAEConfig(NetworkConfig):
+    """The variational autoencoder, as diffusers' AutoencoderKL; the defaults are Stable Diffusion 1.5.
+
+    Attributes:
+        norm_eps: Of all group norms; a constant in diffusers.
+    """
+
+    in_channels: int = 3
+    out_channels: int = 3
+    latent_channels: int = 4
+    block_out_channels: tuple[int, ...] = (128, 256, 512, 512)
+    down_block_types: tuple[str, ...] = ("DownEncoderBlock2D",) * 4
+    up_block_types: tuple[str, ...] = ("UpDecoderBlock2D",) * 4
+    layers_per_block: int = 2
+    norm_num_groups: int = 32
+    norm_eps: float = 1e-6
+    scaling_factor: float = 0.18215
+
+    @property
+    def downsampling(self) -> int:
+        """Pixels of an edge that become one latent."""
+        return 2 ** (len(self.block_out_channels) - 1)
+
+    def _refuse_unsupported(self, values: Mapping[str, Any]) -> None:
+        _refuse_other_values("VAE", values, _VAE_ONLY)
+        _refuse_other_blocks("VAE", self, _VAE_BLOCK_TYPES)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CLIPTextConfig(NetworkConfig):
+    """The text encoder, as transformers' CLIPTextModel; the defaults are Stable Diffusion 1.5.
+
+    Attributes:
+        max_position_embeddings: Tokens of a context.
+    """
+
+    vocab_size: int = 49408
+    max_position_embeddings: int = 77
+    hidden_size: int = 768
+    intermediate_size: int = 3072
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    hidden_act: str = "quick_gelu"
+    layer_norm_eps: float = 1e-5
+
+    def _refuse_unsupported(self, values: Mapping[str, Any]) -> None:
+        _refuse_other_values("text encoder", values, _TEXT_ONLY)
+        _refuse_other_values("text encoder", {"hidden_act": self.hidden_act}, {"hidden_act": ("quick_gelu", "gelu")})
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(_frozen(item) for item in value) if isinstance(value, list) else value
+
+
+def _refuse_other_values(network: str, values: Mapping[str, Any], allowed: Mapping[str, tuple[Any, ...]]) -> None:
+    for name, choices in allowed.items():
+        if name in values and values[name] not in choices:
+            wanted = " or ".join(repr(choice) for choice in choices)
+            raise CheckpointError(f"our {network} wants {name} to be {wanted}, the configuration has {values[name]!r}")
+
+
+def _refuse_other_blocks(network: str, config: UNetConfig | VAEConfig, allowed: Mapping[str, tuple[str, ...]]) -> None:
+    for name, choices in allowed.items():
+        blocks = getattr(config, name)
+        _refuse_other_length(network, name, blocks, len(config.block_out_channels))
+        for block in blocks:
+            _refuse_other_values(network, {name: block}, {name: choices})
+
+
+def _refuse_other_length(network: str, name: str, values: tuple[Any, ...], levels: int) -> None:
+    if len(values) != levels:
+        raise CheckpointError(
+            f"the configuration of the {network} has {levels} block_out_channels but {len(values)} {name}; they must be as many"
+        )
