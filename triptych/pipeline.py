@@ -1,0 +1,214 @@
+"""Encode, denoise, decode: the heart of Triptych.
+
+::
+
+    prompt            context            latents            images
+    ──────▶ text_encoder ─────▶ diffusion ─────▶ decoder ─────▶
+
+Three lines on three Protocols. Whether a stage is an object in this process or a service on another machine is not known here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+
+from triptych.contract import (
+    Decoded,
+    Decoder,
+    DecodeRequest,
+    Denoised,
+    DenoiseRequest,
+    Diffusion,
+    Encoded,
+    EncodeRequest,
+    ImageFormat,
+    Progress,
+    StageName,
+    TextEncoder,
+    UInt8,
+)
+from triptych.errors import StageFailed, StageTimeout
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateRequest:
+    """One to a few pictures of one prompt.
+
+    Attributes:
+        seed: Of the first picture, 0..2^64-1; picture i is made from `seed + i` modulo 2^64.
+        width, height: Pixels.
+        image_format: None asks for pixels, else for encoded files.
+        image_texts: What each PNG carries as text: none, or one a picture.
+        truncate: Cut a prompt that is longer than the context instead of refusing it.
+    """
+
+    prompt: str
+    negative_prompt: str = ""
+    seed: int
+    num_images: int = 1
+    width: int
+    height: int
+    sampler: str
+    num_steps: int
+    guidance_scale: float
+    image_format: ImageFormat | None = None
+    image_texts: tuple[str, ...] = ()
+    truncate: bool = False
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        return tuple((self.seed + image) % 2**64 for image in range(self.num_images))
+
+    @property
+    def guided(self) -> bool:
+        """At scale 1 guidance multiplies the unconditional half by zero, so that half is neither encoded nor sent."""
+        return self.guidance_scale != 1
+
+    def to_encode(self) -> EncodeRequest:
+        prompts = (self.prompt, self.negative_prompt) if self.guided else (self.prompt,)
+        return EncodeRequest(prompts=prompts, truncate=self.truncate)
+
+    def to_denoise(self, encoded: Encoded) -> DenoiseRequest:
+        rows = 2 if self.guided else 1
+        if len(encoded.context) != rows:
+            raise StageFailed(
+                f"the text encoder answered {len(encoded.context)} contexts to {rows} prompts", stage=StageName.TEXT_ENCODER
+            )
+        return DenoiseRequest(
+            context=encoded.context[:1],
+            unconditional_context=encoded.context[1:] if self.guided else None,
+            seeds=np.array(self.seeds, np.uint64),
+            width=self.width,
+            height=self.height,
+            sampler=self.sampler,
+            num_steps=self.num_steps,
+            guidance_scale=self.guidance_scale,
+        )
+
+    def to_decode(self, denoised: Denoised) -> DecodeRequest:
+        return DecodeRequest(latents=denoised.latents, image_format=self.image_format, image_texts=self.image_texts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageProgress:
+    """A stage is at work; `position` of `num_evaluations` are done where the stage tells."""
+
+    stage: StageName
+    position: int | None = None
+    num_evaluations: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generated:
+    """The pictures, and how they came about.
+
+    Attributes:
+        images: Pixels uint8 (B, H, W, 3), or one encoded file a picture, as the request's `image_format` asked.
+        seeds: One for each picture.
+        seconds: How long each stage was waited for.
+    """
+
+    images: UInt8 | tuple[bytes, ...]
+    seeds: tuple[int, ...]
+    warnings: tuple[str, ...]
+    seconds: Mapping[StageName, float]
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """Three stages that make pictures together."""
+
+    text_encoder: TextEncoder
+    diffusion: Diffusion
+    decoder: Decoder
+
+    async def generate(
+        self, request: GenerateRequest, *, deadline: float | None = None
+    ) -> AsyncGenerator[StageProgress | Generated, None]:
+        """Makes the pictures: any number of StageProgress, then one Generated, the last.
+
+        Closing the iterator, or cancelling the task that awaits it, cancels the stage that is at work.
+
+        Args:
+            request: What to make.
+            deadline: Of `time.monotonic()`, in seconds, for all three stages together. None waits for ever.
+
+        Raises:
+            InvalidValue, QueueFull, StageNotReady, StageFailed: As a stage raised it.
+            StageTimeout: The deadline passed; names the stage that was at work.
+        """
+        clock = _Clock(deadline)
+
+        yield StageProgress(stage=StageName.TEXT_ENCODER)
+        encoded = await clock.wait(StageName.TEXT_ENCODER, self.text_encoder.encode(request.to_encode(), deadline=deadline))
+
+        yield StageProgress(stage=StageName.DIFFUSION)
+        async with _closing(self.diffusion.denoise(request.to_denoise(encoded), deadline=deadline)) as denoising:
+            while isinstance(event := await clock.wait(StageName.DIFFUSION, anext(denoising, None)), Progress):
+                yield StageProgress(stage=StageName.DIFFUSION, position=event.position, num_evaluations=event.num_evaluations)
+        denoised = _expect_latents(event)
+
+        yield StageProgress(stage=StageName.DECODER)
+        decoded = await clock.wait(StageName.DECODER, self.decoder.decode(request.to_decode(denoised), deadline=deadline))
+
+        yield Generated(
+            images=_expect_images(decoded, request.num_images).images,
+            seeds=request.seeds,
+            warnings=encoded.warnings,
+            seconds=clock.seconds,
+        )
+
+
+class _Clock:
+    """One request's time: the deadline that holds for all stages, and where the seconds went."""
+
+    def __init__(self, deadline: float | None) -> None:
+        self.deadline = deadline
+        self.seconds: dict[StageName, float] = {}
+
+    async def wait(self, stage: StageName, work: Awaitable[T]) -> T:
+        """Waits for a stage, but never past the deadline, whatever the stage itself makes of it."""
+        started = time.monotonic()
+        patience = None if self.deadline is None else max(0.0, self.deadline - started)
+        try:
+            async with asyncio.timeout(patience) as timeout:
+                return await work
+        except TimeoutError as error:
+            if not timeout.expired():
+                raise
+            raise StageTimeout(f"the {stage} stage did not answer before the request's deadline", stage=stage) from error
+        finally:
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.monotonic() - started
+
+
+@asynccontextmanager
+async def _closing(events: AsyncIterator[T]) -> AsyncIterator[AsyncIterator[T]]:
+    """Closes a generator at the end of the block and not whenever it is collected: this is what cancels a denoising."""
+    try:
+        yield events
+    finally:
+        if isinstance(events, AsyncGenerator):
+            await events.aclose()
+
+
+def _expect_latents(event: Denoised | None) -> Denoised:
+    if event is None:
+        raise StageFailed("the diffusion stage ended without a result", stage=StageName.DIFFUSION)
+    return event
+
+
+def _expect_images(decoded: Decoded, num_images: int) -> Decoded:
+    if len(decoded.images) != num_images:
+        raise StageFailed(
+            f"the decoder answered {len(decoded.images)} images where {num_images} were asked for", stage=StageName.DECODER
+        )
+    return decoded
