@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Self
 
 from triptych.errors import CheckpointError
@@ -57,6 +57,8 @@ _UNET_BLOCK_TYPES = {
 }
 _VAE_BLOCK_TYPES = {"down_block_types": ("DownEncoderBlock2D",), "up_block_types": ("UpDecoderBlock2D",)}
 
+_OURS = {"ours": True}  # marks a field that diffusers does not have
+
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkConfig:
@@ -74,13 +76,18 @@ class NetworkConfig:
         config._refuse_unsupported(values)
         return config
 
+    def to_dict(self) -> dict[str, Any]:
+        """As in a config.json. Fields that diffusers does not know are left out where they say what diffusers does anyway."""
+        ours = {field.name for field in fields(self) if "ours" in field.metadata and getattr(self, field.name) == field.default}
+        return {name: value for name, value in asdict(self).items() if name not in ours}
+
     def _refuse_unsupported(self, values: Mapping[str, Any]) -> None:
         raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)
 class UNetConfig(NetworkConfig):
-    """The U-Net, as diffusers' UNet2DConditionModel; the defaults are Stable Diffusion 1.5.
+    """The U-Net, as diffusers' UNet2DConditionModel and with its defaults.
 
     Attributes:
         attention_head_dim: In spite of its name the number of attention heads, one for all levels or one each. diffusers
@@ -96,11 +103,11 @@ class UNetConfig(NetworkConfig):
     layers_per_block: int | tuple[int, ...] = 2
     transformer_layers_per_block: int | tuple[int, ...] = 1
     attention_head_dim: int | tuple[int, ...] = 8
-    cross_attention_dim: int = 768
+    cross_attention_dim: int = 1280
     use_linear_projection: bool = False
     norm_num_groups: int = 32
     norm_eps: float = 1e-5
-    transformer_norm_eps: float = 1e-6
+    transformer_norm_eps: float = field(default=1e-6, metadata=_OURS)
     flip_sin_to_cos: bool = True
     freq_shift: float = 0
 
@@ -131,7 +138,7 @@ class UNetConfig(NetworkConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class VAEConfig(NetworkConfig):
-    """The variational autoencoder, as diffusers' AutoencoderKL; the defaults are Stable Diffusion 1.5.
+    """The variational autoencoder, as diffusers' AutoencoderKL and with its defaults.
 
     Attributes:
         norm_eps: Of all group norms; a constant in diffusers.
@@ -140,12 +147,12 @@ class VAEConfig(NetworkConfig):
     in_channels: int = 3
     out_channels: int = 3
     latent_channels: int = 4
-    block_out_channels: tuple[int, ...] = (128, 256, 512, 512)
-    down_block_types: tuple[str, ...] = ("DownEncoderBlock2D",) * 4
-    up_block_types: tuple[str, ...] = ("UpDecoderBlock2D",) * 4
-    layers_per_block: int = 2
+    block_out_channels: tuple[int, ...] = (64,)
+    down_block_types: tuple[str, ...] = ("DownEncoderBlock2D",)
+    up_block_types: tuple[str, ...] = ("UpDecoderBlock2D",)
+    layers_per_block: int = 1
     norm_num_groups: int = 32
-    norm_eps: float = 1e-6
+    norm_eps: float = field(default=1e-6, metadata=_OURS)
     scaling_factor: float = 0.18215
 
     @property
@@ -160,7 +167,7 @@ class VAEConfig(NetworkConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class CLIPTextConfig(NetworkConfig):
-    """The text encoder, as transformers' CLIPTextModel; the defaults are Stable Diffusion 1.5.
+    """The text encoder, as transformers' CLIPTextModel and with its defaults.
 
     Attributes:
         max_position_embeddings: Tokens of a context.
@@ -168,16 +175,26 @@ class CLIPTextConfig(NetworkConfig):
 
     vocab_size: int = 49408
     max_position_embeddings: int = 77
-    hidden_size: int = 768
-    intermediate_size: int = 3072
+    hidden_size: int = 512
+    intermediate_size: int = 2048
     num_hidden_layers: int = 12
-    num_attention_heads: int = 12
+    num_attention_heads: int = 8
     hidden_act: str = "quick_gelu"
     layer_norm_eps: float = 1e-5
 
     def _refuse_unsupported(self, values: Mapping[str, Any]) -> None:
         _refuse_other_values("text encoder", values, _TEXT_ONLY)
         _refuse_other_values("text encoder", {"hidden_act": self.hidden_act}, {"hidden_act": ("quick_gelu", "gelu")})
+
+
+STABLE_DIFFUSION_1_5_UNET = UNetConfig(cross_attention_dim=768)
+STABLE_DIFFUSION_1_5_VAE = VAEConfig(
+    block_out_channels=(128, 256, 512, 512),
+    down_block_types=("DownEncoderBlock2D",) * 4,
+    up_block_types=("UpDecoderBlock2D",) * 4,
+    layers_per_block=2,
+)
+STABLE_DIFFUSION_1_5_TEXT_ENCODER = CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_attention_heads=12)
 
 
 def _frozen(value: Any) -> Any:

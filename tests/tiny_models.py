@@ -1,0 +1,140 @@
+"""A complete model of tiny networks with random weights, on disk as a real one is.
+
+`write_tiny_model` imports no keras: the networks are built in a process of their own, once for each seed.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from triptych.checkpoints.diffusers_folder import ModelFacts, save_description, save_network
+from triptych.models.config import CLIPTextConfig, UNetConfig, VAEConfig
+from triptych.models.tokenizer import END, START, save_tokenizer
+
+ROOT = Path(__file__).resolve().parent.parent
+
+WORDS = ("a", "red", "green", "blue", "circle", "square", "star", "on", "white", "black", "background")
+ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789,.!?-"
+
+CONTEXT_LENGTH = 16
+SIZES = ((32, 32), (64, 32))
+
+TEXT_ENCODER = CLIPTextConfig(
+    vocab_size=256,
+    max_position_embeddings=CONTEXT_LENGTH,
+    hidden_size=32,
+    intermediate_size=64,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+)
+UNET = UNetConfig(
+    block_out_channels=(32, 64),
+    down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+    up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+    layers_per_block=1,
+    attention_head_dim=4,
+    cross_attention_dim=32,
+    norm_num_groups=8,
+)
+VAE = VAEConfig(
+    block_out_channels=(16, 32, 32, 32),
+    down_block_types=("DownEncoderBlock2D",) * 4,
+    up_block_types=("UpDecoderBlock2D",) * 4,
+    layers_per_block=1,
+    norm_num_groups=8,
+)
+SCHEDULER = {
+    "_class_name": "DDIMScheduler",
+    "num_train_timesteps": 1000,
+    "beta_schedule": "linear",
+    "beta_start": 0.0001,
+    "beta_end": 0.02,
+    "prediction_type": "v_prediction",
+    "timestep_spacing": "trailing",
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+}
+FACTS = ModelFacts(
+    model="tiny",
+    latent_space="tiny",
+    text_space="tiny",
+    sizes=SIZES,
+    sampler="ddim",
+    num_steps=4,
+    guidance_scale=3.0,
+    words=WORDS,
+)
+
+
+def write_tiny_model(folder: Path, seed: int = 0) -> Path:
+    """Writes the tiny model into a folder, which is made. The same seed gives the same bytes."""
+    return Path(shutil.copytree(_template(seed), folder, dirs_exist_ok=True))
+
+
+def tiny_tokenizer() -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Vocabulary and merges: letters, and WORDS put together from left to right."""
+    merges: dict[tuple[str, str], None] = {}
+    for word in WORDS:
+        letters = [*word[:-1], word[-1] + "</w>"]
+        while len(letters) > 1:
+            merges[letters[0], letters[1]] = None
+            letters[:2] = ["".join(letters[:2])]
+    tokens = [*ALPHABET, *(letter + "</w>" for letter in ALPHABET), *("".join(pair) for pair in merges), START, END]
+    return {token: number for number, token in enumerate(dict.fromkeys(tokens))}, list(merges)
+
+
+def randomize(model: Any, seed: int) -> None:
+    """Gives every weight of a Keras network a random value that keeps activations near one; biases and norms too."""
+    generator = np.random.default_rng(seed)
+    for variable in model.weights:
+        noise = generator.standard_normal(variable.shape, dtype=np.float32)
+        match variable.name:
+            case "kernel":
+                value = noise / np.sqrt(np.prod(variable.shape[:-1]))
+            case "gamma":
+                value = 1 + 0.2 * noise
+            case _:
+                value = 0.2 * noise
+        variable.assign(value)
+
+
+@cache
+def _template(seed: int) -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="tiny-model-"))
+    atexit.register(shutil.rmtree, folder)
+    command = [sys.executable, "-m", "tests.tiny_models", str(folder), str(seed)]
+    subprocess.run(command, cwd=ROOT, env={**os.environ, "KERAS_BACKEND": "openvino"}, check=True)
+    return folder
+
+
+def _write(folder: Path, seed: int) -> None:
+    from triptych.models.text_encoder import build_text_encoder
+    from triptych.models.unet import build_unet
+    from triptych.models.vae import build_vae_decoder, build_vae_encoder
+
+    networks = [build_text_encoder(TEXT_ENCODER), build_unet(UNET), build_vae_encoder(VAE), build_vae_decoder(VAE)]
+    for number, network in enumerate(networks):
+        randomize(network, seed + number)
+    text_encoder, unet, vae_encoder, vae_decoder = networks
+    save_network(folder, "text_encoder", TEXT_ENCODER, text_encoder)
+    save_network(folder, "unet", UNET, unet)
+    save_network(folder, "vae", VAE, vae_encoder, vae_decoder)
+    vocabulary, merges = tiny_tokenizer()
+    assert len(vocabulary) <= TEXT_ENCODER.vocab_size
+    save_tokenizer(folder / "tokenizer", vocabulary, merges, length=CONTEXT_LENGTH)
+    save_description(folder, FACTS, SCHEDULER)
+
+
+if __name__ == "__main__":
+    _write(Path(sys.argv[1]), int(sys.argv[2]))

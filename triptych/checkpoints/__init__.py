@@ -1,0 +1,1 @@
+"""Weights from disk into networks, and back."""
