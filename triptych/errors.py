@@ -8,8 +8,10 @@
     │   ├── Unauthenticated        401  no token, or one we do not know
     │   ├── Forbidden              403  known, but not allowed
     │   ├── NotFound               404  no such model, request or page
+    │   ├── NotAcceptable          406  no answer of a kind that the caller takes
     │   ├── Conflict               409  does not go with what we hold
     │   ├── TooLarge               413  more bytes than we read
+    │   ├── UnsupportedMediaType   415  a body of a kind that we do not read
     │   ├── InvalidValue           422  readable, but a value is impossible
     │   ├── QueueFull              429  come back after `retry_after_seconds`
     │   ├── ClientLeft             499  nobody is waiting for the answer
@@ -81,6 +83,12 @@ class NotFound(CallerError):
     type = "not_found_error"
 
 
+class NotAcceptable(CallerError):
+    """The caller takes no kind of answer that we can give."""
+
+    status = 406
+
+
 class Conflict(CallerError):
     """The request does not go with what we hold."""
 
@@ -93,6 +101,12 @@ class TooLarge(CallerError):
 
     status = 413
     type = "too_large_error"
+
+
+class UnsupportedMediaType(CallerError):
+    """The body is of a kind that we do not read."""
+
+    status = 415
 
 
 class InvalidValue(CallerError):
