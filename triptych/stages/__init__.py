@@ -1,0 +1,1 @@
+"""The three stages themselves, local: load, warm up, one domain verb each."""

@@ -1,0 +1,49 @@
+"""What a stage wants to be told. Structural: the server's settings satisfy it without knowing that it exists."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+
+class StageOptions(Protocol):
+    """How a stage runs. Read once, when the stage starts."""
+
+    @property
+    def model(self) -> str:
+        """Name of an embedded model, or the path of a diffusers folder."""
+
+    @property
+    def engine(self) -> str:
+        """`openvino`, `tensorflow` or `jax`."""
+
+    @property
+    def precision(self) -> str:
+        """`float32`, `bfloat16` or `float16`; `auto` is what the engine finds best on this machine."""
+
+    @property
+    def cache_folder(self) -> Path:
+        """Where compiled networks are kept; made if it is missing."""
+
+    @property
+    def batch_sizes(self) -> tuple[int, ...] | None:
+        """Numbers of rows for which the network is compiled; None is the stage's own choice.
+
+        Each one costs time at the start, and memory for a copy of the weights.
+        """
+
+    @property
+    def sizes(self) -> tuple[tuple[int, int], ...] | None:
+        """(width, height) in pixels of the pictures to be ready for, the default first; None is the model's own choice."""
+
+    @property
+    def threads(self) -> int | None:
+        """CPU threads that the network may use; None is all of them."""
+
+    @property
+    def queue_size(self) -> int:
+        """Jobs that may wait for the network; one more is refused."""
+
+    @property
+    def cached_contexts(self) -> int:
+        """Prompts whose contexts the text encoder keeps; 0 keeps none."""
