@@ -1,0 +1,91 @@
+"""The decoder on the wire: `latents` FP32 [B, H/8, W/8, C] to `images`, UINT8 [B, H, W, 3] or BYTES [B] of files."""
+
+from __future__ import annotations
+
+from triptych.contract import Decoded, DecodeRequest, DecoderIdentity, ImageFormat
+from triptych.errors import InvalidValue
+from triptych.wire.datatypes import Array, bytes_tensor
+from triptych.wire.identities import from_parameters, to_parameters
+from triptych.wire.metadata import ANY, ModelMetadata, TensorSpec, check_inputs, take_output
+from triptych.wire.open_inference import InferRequest, InferResponse, RequestedOutput
+from triptych.wire.parameters import Parameters
+from triptych.wire.texts import decode_texts, encode_texts
+
+MODEL = "decoder"
+
+
+def to_metadata(identity: DecoderIdentity) -> ModelMetadata:
+    latents = (ANY, ANY, ANY, identity.latent_channels)
+    return ModelMetadata(
+        name=MODEL,
+        inputs=(
+            TensorSpec(name="latents", datatype="FP32", shape=latents),
+            TensorSpec(name="image_text", datatype="BYTES", shape=(ANY,), optional=True),
+        ),
+        outputs=(TensorSpec(name="images", datatype="UINT8", shape=(ANY, ANY, ANY, 3)),),
+        parameters=to_parameters(identity),
+    )
+
+
+def from_metadata(metadata: ModelMetadata) -> DecoderIdentity:
+    return from_parameters(DecoderIdentity, metadata.parameters)
+
+
+def write_request(request: DecodeRequest) -> InferRequest:
+    """Raises InvalidValue for a text that is not valid Unicode."""
+    inputs: dict[str, Array] = {"latents": request.latents}
+    if request.image_texts:
+        inputs["image_text"] = encode_texts("image_text", request.image_texts)
+    return InferRequest(
+        inputs=inputs,
+        parameters={} if request.image_format is None else {"image_format": str(request.image_format)},
+        outputs=(RequestedOutput(name="images"),),
+    )
+
+
+def read_request(request: InferRequest, identity: DecoderIdentity) -> DecodeRequest:
+    """Raises InvalidValue where the request does not fit the model."""
+    check_inputs(request.inputs, to_metadata(identity).inputs)
+    parameters = Parameters(request.parameters)
+    name = parameters.optional_choice("image_format", list(ImageFormat))
+    parameters.finish()
+    if name is not None and not request.wants_binary("images"):
+        raise InvalidValue("encoded images have no JSON form: ask for images with binary_data true", param="images")
+    latents = request.inputs["latents"]
+    _check_size(latents, identity)
+    return DecodeRequest(
+        latents=latents,
+        image_format=None if name is None else ImageFormat(name),
+        image_texts=_read_texts(request.inputs.get("image_text"), rows=len(latents)),
+    )
+
+
+def write_response(decoded: Decoded) -> InferResponse:
+    images = bytes_tensor(decoded.images) if isinstance(decoded.images, tuple) else decoded.images
+    return InferResponse(model_name=MODEL, outputs={"images": images})
+
+
+def read_response(response: InferResponse, request: DecodeRequest) -> Decoded:
+    """Raises MalformedRequest or InvalidValue where this is no answer to the request."""
+    rows = len(request.latents)
+    if request.image_format is None:
+        spec = TensorSpec(name="images", datatype="UINT8", shape=(rows, ANY, ANY, 3))
+        return Decoded(images=take_output(response.outputs, spec))
+    files = take_output(response.outputs, TensorSpec(name="images", datatype="BYTES", shape=(rows,)))
+    return Decoded(images=tuple(files))
+
+
+def _check_size(latents: Array, identity: DecoderIdentity) -> None:
+    height, width = (side * identity.downsampling for side in latents.shape[1:3])
+    if (width, height) not in identity.sizes:
+        allowed = ", ".join(f"{width}x{height}" for width, height in identity.sizes)
+        raise InvalidValue(f"these latents are a picture of {width}x{height}; this decoder makes {allowed}", param="latents")
+
+
+def _read_texts(texts: Array | None, *, rows: int) -> tuple[str, ...]:
+    if texts is None:
+        return ()
+    if len(texts) not in (1, rows):
+        raise InvalidValue(f"image_text has {len(texts)} rows; with {rows} latents it must have {rows} or 1", param="image_text")
+    decoded = decode_texts("image_text", texts)
+    return decoded if len(decoded) == rows else decoded * rows

@@ -1,0 +1,80 @@
+"""Identities as the `parameters` of a model's metadata, where all values are scalars: lists are joined by commas."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar, get_type_hints
+
+from triptych.contract import DecoderIdentity, DiffusionIdentity, Numerics, Task, TextEncoderIdentity
+from triptych.errors import MalformedRequest
+from triptych.wire.open_inference import Scalar
+
+Identity = TypeVar("Identity", TextEncoderIdentity, DiffusionIdentity, DecoderIdentity)
+
+_NUMERICS = "numerics_"
+
+
+def to_parameters(identity: TextEncoderIdentity | DiffusionIdentity | DecoderIdentity) -> dict[str, Scalar]:
+    """The identity's fields under their own names; those of its numerics as `numerics_engine` and so on."""
+    parameters: dict[str, Scalar] = {}
+    for field in dataclasses.fields(identity):
+        value = getattr(identity, field.name)
+        if isinstance(value, Numerics):
+            parameters |= {_NUMERICS + name: part for name, part in dataclasses.asdict(value).items()}
+        elif isinstance(value, tuple):
+            parameters[field.name] = ",".join(map(_write_element, value))
+        else:
+            parameters[field.name] = value
+    return parameters
+
+
+def from_parameters(kind: type[Identity], parameters: Mapping[str, Any]) -> Identity:
+    """The identity in a model's parameters; those it does not know are passed over.
+
+    Raises:
+        MalformedRequest: One is missing or cannot be read.
+    """
+    return kind(**{name: _read(name, hint, parameters) for name, hint in get_type_hints(kind).items()})
+
+
+def _read(name: str, hint: Any, parameters: Mapping[str, Any]) -> Any:
+    if hint is Numerics:
+        return Numerics(**{field.name: _need(parameters, _NUMERICS + field.name, str) for field in dataclasses.fields(Numerics)})
+    if hint in _ELEMENTS:
+        return _read_list(name, _need(parameters, name, str), _ELEMENTS[hint])
+    return _need(parameters, name, hint)
+
+
+def _need(parameters: Mapping[str, Any], name: str, kind: type) -> Any:
+    value = parameters.get(name)
+    if kind is float and type(value) is int:
+        return float(value)
+    if type(value) is not kind:
+        raise MalformedRequest(
+            f"the metadata has no parameter {name}" if value is None else f"{name} in the metadata is no {kind.__name__}"
+        )
+    return value
+
+
+def _read_list(name: str, text: str, read: Callable[[str], Any]) -> tuple[Any, ...]:
+    try:
+        return tuple(read(element) for element in text.split(",") if element)
+    except ValueError:
+        raise MalformedRequest(f"{name} in the metadata cannot be read: {text[:64]!r}") from None
+
+
+def _read_size(text: str) -> tuple[int, int]:
+    width, height = map(int, text.split("x"))
+    return width, height
+
+
+def _write_element(element: Any) -> str:
+    return "x".join(map(str, element)) if isinstance(element, tuple) else str(element)
+
+
+_ELEMENTS: dict[Any, Callable[[str], Any]] = {
+    tuple[str, ...]: str,
+    tuple[Task, ...]: Task,
+    tuple[tuple[int, int], ...]: _read_size,
+}

@@ -1,0 +1,66 @@
+"""Reading a request's parameters: each with its type, its range and its default, and none that nobody knows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from triptych.errors import InvalidValue, NotSupported
+from triptych.wire.open_inference import Scalar, quoted
+
+
+class Parameters:
+    """The parameters of one request. Whoever has read what it knows calls `finish`.
+
+    Args:
+        later: Names that are understood but not offered yet.
+    """
+
+    def __init__(self, values: Mapping[str, Scalar], *, later: Sequence[str] = ()) -> None:
+        for name in later:
+            if name in values:
+                raise NotSupported(f"the parameter {name} is not supported by this version", param=name)
+        self._values = values
+        self._known: list[str] = []
+
+    def flag(self, name: str, *, default: bool) -> bool:
+        value = self._take(name, default)
+        if not isinstance(value, bool):
+            raise InvalidValue(f"{name} must be true or false", param=name)
+        return value
+
+    def integer(self, name: str, *, default: int, minimum: int, maximum: int) -> int:
+        value = self._take(name, default)
+        if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value <= maximum:
+            raise InvalidValue(f"{name} must be a whole number from {minimum} to {maximum}", param=name)
+        return value
+
+    def number(self, name: str, *, default: float, minimum: float, maximum: float) -> float:
+        value = self._take(name, default)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not minimum <= value <= maximum:
+            raise InvalidValue(f"{name} must be a number from {minimum:g} to {maximum:g}", param=name)
+        return float(value)
+
+    def choice(self, name: str, choices: Sequence[str], *, default: str) -> str:
+        return self.optional_choice(name, choices) or default
+
+    def optional_choice(self, name: str, choices: Sequence[str]) -> str | None:
+        """One of some words; None where the parameter is absent."""
+        value = self._take(name, None)
+        if value is None or (isinstance(value, str) and value in choices):
+            return value
+        raise InvalidValue(f"{name} must be one of {', '.join(choices)}", param=name)
+
+    def finish(self) -> None:
+        """Refuses what has not been read.
+
+        Raises:
+            InvalidValue: The sentence names the parameters that there are.
+        """
+        if unknown := sorted(set(self._values) - set(self._known)):
+            raise InvalidValue(
+                f"there is no parameter {quoted(unknown[0])}; there are {', '.join(self._known)}", param=unknown[0]
+            )
+
+    def _take(self, name: str, default: Scalar | None) -> Scalar | None:
+        self._known.append(name)
+        return self._values.get(name, default)
