@@ -28,14 +28,25 @@
 
 from __future__ import annotations
 
+import re
 from typing import ClassVar
 
 
 class TriptychError(Exception):
-    """Base of all errors that Triptych raises on purpose. The message is one clear sentence."""
+    """Base of all errors that Triptych raises on purpose. The message is one clear sentence.
+
+    Attributes:
+        status: The HTTP status that it becomes.
+        type: The kind of error for callers that know few kinds.
+        code: This very class for callers that want to know: its name in snake case, such as `queue_full`.
+    """
 
     status: ClassVar[int] = 500
     type: ClassVar[str] = "internal_error"
+    code: ClassVar[str] = "triptych_error"
+
+    def __init_subclass__(cls) -> None:
+        cls.code = re.sub(r"(?<!^)(?=[A-Z])", "_", cls.__name__).lower()
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
