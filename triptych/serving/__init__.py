@@ -1,0 +1,1 @@
+"""What the FastAPI apps share, and the factory of a stage's app."""
