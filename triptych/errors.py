@@ -8,6 +8,7 @@
     │   ├── Unauthenticated        401  no token, or one we do not know
     │   ├── Forbidden              403  known, but not allowed
     │   ├── NotFound               404  no such model, request or page
+    │   ├── MethodNotAllowed       405  the address exists, but not for this
     │   ├── NotAcceptable          406  no answer of a kind that the caller takes
     │   ├── Conflict               409  does not go with what we hold
     │   ├── TooLarge               413  more bytes than we read
@@ -92,6 +93,12 @@ class NotFound(CallerError):
 
     status = 404
     type = "not_found_error"
+
+
+class MethodNotAllowed(CallerError):
+    """The address exists, but does not take this method."""
+
+    status = 405
 
 
 class NotAcceptable(CallerError):

@@ -128,7 +128,7 @@ class StageSettings(ServerSettings):
     """Numbers of rows for which the network is compiled, such as `1,2,4`; by default the stage's own choice."""
 
     sizes: Annotated[tuple[Size, ...], NoDecode, BeforeValidator(_split)] | None = None
-    """Pictures (width x height) to be ready for, such as `512x512,768x512`, the default first; by default the model's own choice."""
+    """Pictures to be ready for, width first, such as `512x512,768x512`; the first is the default. Else the model decides."""
 
     queue_size: Annotated[int, Field(ge=0)] = 64
     """Jobs that may wait for the network; one more is refused with 429."""

@@ -1,0 +1,161 @@
+"""The routes of the Open Inference Protocol, over any models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from importlib.metadata import version as version_of
+
+from fastapi import APIRouter, Depends, Request
+from starlette.datastructures import Headers
+from starlette.responses import JSONResponse, Response
+
+from triptych.errors import (
+    InvalidValue,
+    MalformedRequest,
+    NotFound,
+    NotSupported,
+    StageFailed,
+    TriptychError,
+    UnsupportedMediaType,
+)
+from triptych.serving.auth import Guard
+from triptych.serving.presence import cancelled_at, cancelled_when_the_client_leaves
+from triptych.serving.served_models import ServedModel
+from triptych.serving.settings import StageSettings
+from triptych.wire.bodies import read_bounded
+from triptych.wire.deadlines import read_deadline
+from triptych.wire.metadata import check_outputs, is_finite, raw_request
+from triptych.wire.open_inference import (
+    VERSION,
+    InferRequest,
+    InferResponse,
+    decode_request,
+    encode_response,
+    quoted,
+    read_header_length,
+)
+
+FRAMES_MEDIA_TYPE = "application/vnd.triptych.frames"
+EXTENSIONS = ("binary_tensor_data",)
+
+
+def inference_router(models: Mapping[str, ServedModel], *, settings: StageSettings, guard: Guard) -> APIRouter:
+    """All routes. Health is for everybody: what asks for it has no tokens, and learns nothing."""
+    router = APIRouter()
+    router.include_router(_health_router(models))
+    router.include_router(_model_router(models, settings), dependencies=[Depends(guard)])
+    return router
+
+
+def _health_router(models: Mapping[str, ServedModel]) -> APIRouter:
+    router = APIRouter()
+
+    @router.get("/v2/health/live")
+    async def live() -> Response:
+        return JSONResponse({"live": True})
+
+    @router.get("/v2/health/ready")
+    async def ready() -> Response:
+        for model in models.values():
+            if (problem := await _problem(model)) is not None:
+                return JSONResponse({"ready": False, "error": problem.message}, status_code=problem.status)
+        return JSONResponse({"ready": True})
+
+    return router
+
+
+def _model_router(models: Mapping[str, ServedModel], settings: StageSettings) -> APIRouter:
+    router = APIRouter()
+
+    @router.get("/v2")
+    async def server_metadata() -> Response:
+        return JSONResponse({"name": "triptych", "version": version_of("triptych"), "extensions": EXTENSIONS})
+
+    @router.post("/v2/repository/index")
+    async def index() -> Response:
+        return JSONResponse([await _index_entry(model) for model in models.values()])
+
+    @router.get("/v2/models/{model}")
+    @router.get("/v2/models/{model}/versions/{version}")
+    async def model_metadata(model: str, version: str = VERSION) -> Response:
+        return JSONResponse((await _find(models, model, version).metadata()).to_json())
+
+    @router.get("/v2/models/{model}/ready")
+    @router.get("/v2/models/{model}/versions/{version}/ready")
+    async def model_ready(model: str, version: str = VERSION) -> Response:
+        await _find(models, model, version).metadata()
+        return JSONResponse({"name": model, "ready": True})
+
+    @router.post("/v2/models/{model}/infer")
+    @router.post("/v2/models/{model}/versions/{version}/infer")
+    async def infer(request: Request, model: str, version: str = VERSION) -> Response:
+        return await _infer(_find(models, model, version), request, settings)
+
+    return router
+
+
+def _find(models: Mapping[str, ServedModel], name: str, version: str) -> ServedModel:
+    if name not in models:
+        raise NotFound(f"there is no model {quoted(name)} here; there is {', '.join(models)}")
+    if version != VERSION:
+        raise NotFound(f"{name} has no version {quoted(version)}; it has {VERSION}")
+    return models[name]
+
+
+async def _problem(model: ServedModel) -> TriptychError | None:
+    try:
+        await model.metadata()
+    except TriptychError as error:
+        return error
+    return None
+
+
+async def _index_entry(model: ServedModel) -> dict[str, str]:
+    problem = await _problem(model)
+    state, reason = ("READY", "") if problem is None else ("UNAVAILABLE", problem.message)
+    return {"name": model.name, "version": VERSION, "state": state, "reason": reason}
+
+
+async def _infer(model: ServedModel, request: Request, settings: StageSettings) -> Response:
+    _check_headers(request.headers)
+    deadline = read_deadline(request.headers, longest_seconds=settings.request_timeout_seconds)
+    async with cancelled_at(deadline, stage=model.stage_name):
+        wanted = await _read_request(model, request, settings)
+        async with cancelled_when_the_client_leaves(request.receive):
+            response = await model.infer(wanted, deadline=deadline)
+    return _respond(model, wanted, response)
+
+
+def _check_headers(headers: Headers) -> None:
+    if headers.get("Content-Encoding", "identity") != "identity":
+        raise UnsupportedMediaType("a compressed body is not read: tensors hardly compress")
+    if FRAMES_MEDIA_TYPE in headers.get("Accept", ""):
+        raise NotSupported("answers in frames are not supported by this version: leave them out of Accept")
+
+
+async def _read_request(model: ServedModel, request: Request, settings: StageSettings) -> InferRequest:
+    # First, because a stage that cannot work yet need not be sent megabytes.
+    metadata = await model.metadata()
+    header_length = read_header_length(request.headers)
+    content = await read_bounded(request.stream(), request.headers, limit=settings.max_body_bytes)
+    wanted = raw_request(content, metadata) if header_length == 0 else decode_request(content, header_length)
+    if wanted.model_name not in (None, model.name):
+        raise MalformedRequest(f"the request is for the model {quoted(str(wanted.model_name))}, its address for {model.name}")
+    check_outputs(wanted, metadata.outputs)
+    _check_rows(wanted, settings.max_rows)
+    return wanted
+
+
+def _check_rows(request: InferRequest, most: int) -> None:
+    for name, array in request.inputs.items():
+        if array.ndim > 0 and len(array) > most:
+            raise InvalidValue(f"{quoted(name)} has {len(array)} rows; this service takes {most}", param=name)
+
+
+def _respond(model: ServedModel, request: InferRequest, response: InferResponse) -> Response:
+    outputs = {name: array for name, array in response.outputs.items() if request.wants(name)}
+    if not all(map(is_finite, outputs.values())):
+        raise StageFailed(f"the {model.stage_name} stage computed NaN or infinity", stage=model.stage_name)
+    body = encode_response(replace(response, id=request.id, outputs=outputs), is_binary=request.wants_binary)
+    return Response(body.content, headers=body.headers)

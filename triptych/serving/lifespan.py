@@ -1,0 +1,92 @@
+"""Stages that live as long as their app: started behind its back, so that it answers `live` meanwhile; closed with it."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Protocol
+
+import structlog
+
+from triptych.errors import TriptychError
+
+EXIT_START_FAILED = 3
+"""The status of a process whose stage did not start."""
+
+log = structlog.get_logger(__name__)
+
+
+class Startable(Protocol):
+    """A stage that has something to load."""
+
+    def start(self) -> None:
+        """Loads, compiles and warms up; blocks. Raises StartError with a sentence on what to do."""
+
+    def close(self) -> None:
+        """Finishes what runs and lets go of the network; blocks."""
+
+
+@asynccontextmanager
+async def run_stages(*stages: Startable) -> AsyncIterator[None]:
+    """Starts stages one after the other in a thread, and closes those that were started.
+
+    A start that fails logs its sentence and ends the process with `EXIT_START_FAILED`: whoever runs it notices, and may retry.
+    """
+    started: list[Startable] = []
+    starting = asyncio.create_task(_start(stages, started))
+    try:
+        yield
+    except asyncio.CancelledError:
+        # A failed start ends the event loop, and so this. It has logged its sentence; a traceback would only bury that.
+        if not _has_failed(starting):
+            raise
+    finally:
+        starting.cancel()
+        for stage in reversed(started):
+            await asyncio.to_thread(stage.close)
+
+
+def _has_failed(task: asyncio.Task[None]) -> bool:
+    return task.done() and not task.cancelled() and task.exception() is not None
+
+
+async def _start(stages: Sequence[Startable], started: list[Startable]) -> None:
+    for stage in stages:
+        try:
+            await _in_thread(stage.start)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the process ends here
+            _log_failure(error)
+            # Raised in a task, this leaves the event loop and the server with a status. A signal would not do for process 1 of
+            # a container, where its default action is to be ignored.
+            raise SystemExit(EXIT_START_FAILED) from None
+        started.append(stage)
+    log.info("ready")
+
+
+def _log_failure(error: Exception) -> None:
+    if isinstance(error, TriptychError):
+        log.error("start_failed", reason=error.message)
+    else:
+        log.error("start_failed", exc_info=error)
+
+
+async def _in_thread(function: Callable[[], None]) -> None:
+    """Like `asyncio.to_thread`, but a process that is told to stop does not wait for it: compiling takes long."""
+    loop = asyncio.get_running_loop()
+    done = asyncio.Event()
+    failures: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            function()
+        except BaseException as error:  # noqa: BLE001 - raised again where it is awaited
+            failures.append(error)
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(done.set)
+
+    threading.Thread(target=run, name=getattr(function, "__qualname__", "start"), daemon=True).start()
+    await done.wait()
+    if failures:
+        raise failures[0]

@@ -1,0 +1,67 @@
+"""One line of the log for each request; and what nobody expected becomes 500, without a word about it to the caller."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import structlog
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from triptych.errors import CallerError, TriptychError
+from triptych.serving.error_responses import ErrorBody, error_response
+from triptych.serving.metrics import route_of
+
+log = structlog.get_logger(__name__)
+
+QUIET = ("/health/", "/metrics")
+"""Parts of routes that machines ask for every few seconds."""
+
+
+class RequestLogMiddleware:
+    """Logs each request when it is answered, by its route and not by its address."""
+
+    def __init__(self, app: ASGIApp, error_body: ErrorBody) -> None:
+        self._app = app
+        self._error_body = error_body
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = time.perf_counter()
+        status: int | None = None
+
+        async def send_observed(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_observed)
+        except Exception:
+            log.exception("unexpected_error", route=route_of(scope))
+            if status is None:
+                error = TriptychError(f"this is our fault; the log knows more under {scope['state']['request_id']}")
+                await error_response(error, self._error_body)(scope, receive, send_observed)
+        finally:
+            _log_request(scope, status, time.perf_counter() - started)
+
+
+def _log_request(scope: Scope, status: int | None, seconds: float) -> None:
+    route = route_of(scope)
+    level = "debug" if any(part in route for part in QUIET) else "info"
+    error = scope["state"].get("error")
+    getattr(log, level)(
+        "request", method=scope["method"], route=route, status=status, seconds=round(seconds, 4), **_describe(error)
+    )
+
+
+def _describe(error: TriptychError | None) -> dict[str, Any]:
+    """A caller's error may quote the caller, so it goes by its class; a stage's is ours to read."""
+    if error is None:
+        return {}
+    if isinstance(error, CallerError):
+        return {"error": error.code} | ({} if error.param is None else {"param": error.param})
+    return {"error": error.code, "reason": error.message}
