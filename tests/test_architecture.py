@@ -61,8 +61,8 @@ TABLE = {
     "services/text_encoder": room("stages serving"),
     "services/diffusion": room("stages serving"),
     "services/decoder": room("stages serving"),
-    "services/central": room("gateway"),
-    "services/all_in_one": room("gateway stages"),
+    "services/central": room("gateway serving"),
+    "services/all_in_one": room("gateway stages serving"),
     "training": room("contract sampling models checkpoints engines stages pipeline", backends=True),
     "benchmarks": room(
         "contract wire sampling models checkpoints engines stages pipeline remote serving gateway client", backends=True

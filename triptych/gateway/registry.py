@@ -79,7 +79,7 @@ class Model:
 
     def forget(self) -> None:
         """A stage failed; another may stand in its place when it is back, so the next request asks first."""
-        self.identities = None
+        self.identities, self.problems = None, {"stages": "a stage failed, and the stages have not been asked again yet"}
 
     async def learn(self) -> None:
         """Asks all stages who they are. Callers at the same time share the answers."""
@@ -87,8 +87,9 @@ class Model:
         async with self._asking:
             if self._asked_at >= wanted_at:
                 return
-            self._asked_at = time.monotonic()
+            asked_at = time.monotonic()
             await self._ask()
+            self._asked_at = asked_at
 
     async def known(self) -> Identities:
         """The identities, asked for now where they are not known.
@@ -112,7 +113,7 @@ class Model:
         )
         if isinstance(text_encoder, str) or isinstance(diffusion, str) or isinstance(decoder, str):
             answers = zip(StageName, (text_encoder, diffusion, decoder), strict=True)
-            self._refuse({stage: answer for stage, answer in answers if isinstance(answer, str)})
+            self._refuse({str(stage): answer for stage, answer in answers if isinstance(answer, str)})
             return
         try:
             self._accept(Identities(text_encoder=text_encoder, diffusion=diffusion, decoder=decoder))
@@ -121,7 +122,7 @@ class Model:
 
     def _accept(self, identities: Identities) -> None:
         if identities != self.identities:
-            digests = {stage: getattr(identities, stage).weights_digest for stage in StageName}
+            digests = {str(stage): getattr(identities, stage).weights_digest for stage in StageName}
             log.info("model_ready", model=self._configured_name or identities.diffusion.model, weights_digests=digests)
         self.identities, self.problems = identities, {}
 

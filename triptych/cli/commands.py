@@ -1,0 +1,149 @@
+"""The commands themselves: each one a few lines, and what it needs imported only when it runs."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from enum import StrEnum
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, NoReturn
+
+import typer
+
+from triptych.errors import TriptychError
+
+DEFAULT_PROMPT = "a red circle on a blue background"
+DEFAULT_PICTURE = Path("triptych.png")
+
+app = typer.Typer(
+    help="Stable Diffusion in three panels: a text encoder, a diffusion model and a decoder behind one gateway.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+class ServiceName(StrEnum):
+    """What `triptych serve` can serve."""
+
+    TEXT_ENCODER = "text_encoder"
+    DIFFUSION = "diffusion"
+    DECODER = "decoder"
+    CENTRAL = "central"
+    ALL_IN_ONE = "all_in_one"
+
+
+def main() -> None:
+    """Runs the command that the command line names. Errors are one sentence on stderr and exit code 1."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        app()
+    except TriptychError as error:
+        from triptych.cli.console import complain
+
+        complain(error.message, getattr(error, "lines", ()))
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    """SIGTERM ends a command the way Ctrl-C does: what it started is stopped first."""
+    raise KeyboardInterrupt
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"triptych {version('triptych')}")
+        raise typer.Exit
+
+
+@app.callback()
+def triptych(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Stable Diffusion in three panels: a text encoder, a diffusion model and a decoder behind one gateway."""
+
+
+@app.command()
+def serve(
+    service: Annotated[ServiceName, typer.Argument(help="Which service.")],
+    host: Annotated[str | None, typer.Option(help="Address to listen on; TRIPTYCH_HOST or loopback by default.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on; each service has its own by default.")] = None,
+    insecure: Annotated[bool, typer.Option("--insecure", help="Listen beyond loopback without a token.")] = False,
+    parent: Annotated[int | None, typer.Option(hidden=True, help="Process id of a parent to end with.")] = None,
+) -> None:
+    """Run one service in this process, until Ctrl-C or SIGTERM. Its settings are read from the environment."""
+    from triptych.cli.processes import end_with_parent
+    from triptych.cli.service import run_service
+
+    if parent is not None:
+        end_with_parent(parent)
+    run_service(service, host=host, port=port, insecure=insecure)
+
+
+@app.command()
+def up(
+    port: Annotated[int, typer.Option(help="The gateway's port; the stages take the next three.")] = 8000,
+) -> None:
+    """Start the gateway and the three stages on this machine, and run them until Ctrl-C."""
+    from triptych.cli.up import run_until_stopped
+
+    run_until_stopped(port)
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str, typer.Argument(help="What the picture should show.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write: .png, .jpg, .jpeg or .webp.")] = DEFAULT_PICTURE,
+    negative_prompt: Annotated[str | None, typer.Option(help="What the picture should not show.")] = None,
+    num_steps: Annotated[int | None, typer.Option("--num-steps", "--steps", help="Steps of denoising.")] = None,
+    guidance_scale: Annotated[float | None, typer.Option(help="How strongly the prompt leads.")] = None,
+    seed: Annotated[int | None, typer.Option(help="The same seed makes the same picture.")] = None,
+    width: Annotated[int | None, typer.Option(help="Pixels.")] = None,
+    height: Annotated[int | None, typer.Option(help="Pixels.")] = None,
+    num_images: Annotated[int | None, typer.Option(help="How many; they are written as FILE-0, FILE-1 ...")] = None,
+    sampler: Annotated[str | None, typer.Option(help="Which sampler.")] = None,
+    model: Annotated[str | None, typer.Option(help="Which model.")] = None,
+    truncate: Annotated[bool, typer.Option("--truncate", help="Cut a prompt that is too long.")] = False,
+    url: Annotated[str, typer.Option(envvar="TRIPTYCH_URL", help="Where the gateway is.")] = "http://127.0.0.1:8000",
+    api_key: Annotated[str | None, typer.Option(envvar="TRIPTYCH_API_KEY", help="What the gateway demands.")] = None,
+    timeout: Annotated[float, typer.Option(help="Seconds to wait for the picture.")] = 600.0,
+) -> None:
+    """Ask a running gateway for a picture and write it to a file."""
+    from triptych.cli.generate import write_pictures
+
+    write_pictures(
+        prompt,
+        output,
+        url=url,
+        api_key=api_key,
+        timeout_seconds=timeout,
+        negative_prompt=negative_prompt,
+        num_steps=num_steps,
+        guidance_scale=guidance_scale,
+        seed=seed,
+        width=width,
+        height=height,
+        num_images=num_images,
+        sampler=sampler,
+        model=model,
+        truncate=truncate or None,
+    )
+
+
+@app.command()
+def demo(
+    prompt: Annotated[str, typer.Argument(help="What the picture should show.")] = DEFAULT_PROMPT,
+    port: Annotated[int, typer.Option(help="The gateway's port; others are taken where it is not free.")] = 8000,
+) -> None:
+    """Start the four services, have them make one picture, write it to triptych.png and stop them."""
+    from triptych.cli.demo import show
+
+    show(prompt, port, DEFAULT_PICTURE)

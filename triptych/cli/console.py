@@ -1,0 +1,83 @@
+"""What a person at a terminal sees, and what a pipe gets: plain lines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from triptych.client import Progress as StageProgress
+
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+STAGE_VERBS = {"text_encoder": "encoding", "diffusion": "denoising", "decoder": "decoding"}
+
+
+def say(line: str) -> None:
+    out.print(escape(line))
+
+
+def complain(sentence: str, lines: tuple[str, ...] = ()) -> None:
+    """An error: one sentence, and the log lines that explain it, if there are any."""
+    err.print(f"[bold red]error:[/] {escape(sentence)}")
+    for line in lines:
+        err.print(f"  {escape(line)}", style="dim")
+
+
+def log_line(service: str, line: str) -> None:
+    """A line that a service logged, behind the service's name."""
+    out.print(f"[cyan]{service:<12}[/] | {escape(line)}")
+
+
+@contextmanager
+def shown_progress() -> Iterator[Callable[[StageProgress], None]]:
+    """Shows a request's progress as a bar on a terminal, and elsewhere as a line for each stage; on stderr."""
+    if not err.is_terminal:
+        yield _plain_progress()
+        return
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=err, transient=True) as bar:
+        task = bar.add_task("waiting", total=None)
+
+        def show(progress: StageProgress) -> None:
+            bar.update(
+                task,
+                description=STAGE_VERBS.get(progress.stage, progress.stage),
+                completed=progress.position or 0,
+                total=progress.num_evaluations,
+            )
+
+        yield show
+
+
+def _plain_progress() -> Callable[[StageProgress], None]:
+    seen: set[str] = set()
+
+    def show(progress: StageProgress) -> None:
+        if progress.stage not in seen:
+            seen.add(progress.stage)
+            err.print(STAGE_VERBS.get(progress.stage, progress.stage))
+
+    return show
+
+
+@contextmanager
+def waiting_for(what: str) -> Iterator[None]:
+    """A spinner on a terminal, nothing elsewhere."""
+    with err.status(escape(what)):
+        yield
+
+
+def show_timings(timings: Mapping[str, float]) -> None:
+    """A table of where the time went, the total last."""
+    total = timings["total_seconds"]
+    table = Table("where", "seconds", "share", title="where the time went", title_justify="left", show_edge=False)
+    table.columns[1].justify = table.columns[2].justify = "right"
+    for name, seconds in timings.items():
+        table.add_row(name.removesuffix("_seconds"), f"{seconds:.3f}", f"{seconds / total:.0%}" if total else "")
+    out.print(table)

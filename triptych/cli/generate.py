@@ -1,0 +1,53 @@
+"""`triptych generate`: from a prompt to files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+from triptych.cli.console import complain, say, shown_progress
+from triptych.client import Client, Generation, Options
+from triptych.errors import InvalidValue, TriptychError
+
+FORMATS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
+
+
+def write_pictures(
+    prompt: str, output: Path, *, url: str, api_key: str | None, timeout_seconds: float, **options: Any
+) -> Generation:
+    """Has pictures made and writes them; several are numbered from 0.
+
+    Args:
+        options: Those of `client.Options`; None stands for the model's own default.
+
+    Raises:
+        TriptychError: The gateway refused, or a file cannot be written.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    given["output_format"] = _format_of(output)
+    with Client(url, api_key=api_key, timeout_seconds=timeout_seconds) as client, shown_progress() as show:
+        generation = client.generate(prompt, on_progress=show, **cast(Options, given))
+    for picture, path in zip(generation.pictures, _paths(output, len(generation.pictures)), strict=True):
+        try:
+            picture.save(path)
+        except OSError as error:
+            raise TriptychError(f"{path} cannot be written: {error.strerror}") from None
+        say(f"{path} (seed {picture.seed})")
+    for warning in generation.warnings:
+        complain(warning)
+    return generation
+
+
+def _format_of(output: Path) -> str:
+    """By the file's ending, and before anything is asked for: a folder that is missing should not cost a picture."""
+    if output.suffix.lower() not in FORMATS:
+        raise InvalidValue(f"{output} must end in {', '.join(FORMATS)}", param="output")
+    if not output.parent.is_dir():
+        raise InvalidValue(f"the folder {output.parent} does not exist", param="output")
+    return FORMATS[output.suffix.lower()]
+
+
+def _paths(output: Path, number: int) -> list[Path]:
+    if number == 1:
+        return [output]
+    return [output.with_stem(f"{output.stem}-{index}") for index in range(number)]

@@ -1,0 +1,28 @@
+"""`triptych up`: four services on this machine, until somebody or one of them stops."""
+
+from __future__ import annotations
+
+from triptych.cli.console import log_line, say
+from triptych.cli.processes import Service, ServiceGroup
+from triptych.cli.topology import four_services, ports_from
+
+START_SECONDS = 600.0
+"""A first start compiles networks; for a large model that takes minutes."""
+
+
+def run_until_stopped(port: int) -> None:
+    """Starts the services, says when each is ready, and returns never.
+
+    Raises:
+        StartError: A port is taken, or a service was not ready in time.
+        ServiceEnded: One of the services ended; the others have been stopped.
+    """
+    services = four_services(ports_from(port))
+    with ServiceGroup(services, on_line=log_line) as group:
+        group.wait_until_ready(seconds=START_SECONDS, on_ready=say_ready)
+        say(f"The gateway is at {services[-1].url}; Ctrl-C stops all services.")
+        group.watch()
+
+
+def say_ready(service: Service, seconds: float) -> None:
+    say(f"{service.name} is ready at {service.url} after {seconds:.1f} s")

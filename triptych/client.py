@@ -1,0 +1,237 @@
+"""A small client of a running gateway, for programs in Python.
+
+::
+
+    with Client("http://127.0.0.1:8000") as client:
+        (picture,) = client.generate("a red circle on a blue background", seed=7).pictures
+        picture.save("circle.png")
+
+What goes wrong is raised as the classes of `triptych.errors`, the same that the gateway itself raises.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypedDict, Unpack
+
+import httpx2
+
+from triptych.errors import CallerError, QueueFull, StageError, TriptychError
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+
+
+class Options(TypedDict, total=False):
+    """What `POST /generate` takes besides the prompt; where one is left out the model's own default is used."""
+
+    negative_prompt: str
+    num_steps: int
+    guidance_scale: float
+    seed: int
+    width: int
+    height: int
+    num_images: int
+    sampler: str
+    model: str
+    output_format: str
+    truncate: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """A stage is at work; `position` of `num_evaluations` are done where the stage tells."""
+
+    stage: str
+    position: int | None = None
+    num_evaluations: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """One picture, as an encoded file, and the seed that makes it again."""
+
+    data: bytes
+    seed: int
+
+    def save(self, path: str | Path) -> None:
+        Path(path).write_bytes(self.data)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generation:
+    """The answer to one request.
+
+    Attributes:
+        parameters: What was done, every default filled in.
+        timings: Where the time went, by name, in seconds.
+    """
+
+    id: str
+    model: str
+    pictures: tuple[Picture, ...]
+    parameters: Mapping[str, Any]
+    warnings: tuple[str, ...]
+    timings: Mapping[str, float]
+
+
+class Client:
+    """Talks to one gateway. Not for use by several threads at once.
+
+    Args:
+        url: Where the gateway is.
+        api_key: What it demands as `Authorization: Bearer`, if it demands one.
+        timeout_seconds: How long an answer is waited for; the gateway is told.
+        transport: How requests travel; a test brings its own.
+    """
+
+    def __init__(
+        self,
+        url: str = DEFAULT_URL,
+        *,
+        api_key: str | None = None,
+        timeout_seconds: float = 600.0,
+        transport: httpx2.BaseTransport | None = None,
+    ) -> None:
+        self._url = url
+        headers = {"X-Request-Timeout-Seconds": f"{timeout_seconds:g}"}
+        if api_key:
+            headers["Authorization"] = f"Bearer {api_key}"
+        # The gateway keeps the deadline, and answers with a sentence; this one is for a gateway that is gone.
+        timeout = httpx2.Timeout(timeout_seconds + 5.0, connect=5.0)
+        self._http = httpx2.Client(base_url=url, headers=headers, timeout=timeout, transport=transport)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._http.close()
+
+    def generate(
+        self, prompt: str, *, on_progress: Callable[[Progress], None] | None = None, **options: Unpack[Options]
+    ) -> Generation:
+        """Makes pictures.
+
+        Args:
+            prompt: What they should show.
+            on_progress: Called with what the stages tell while they work.
+            options: See `Options`.
+
+        Raises:
+            TriptychError: One of the classes of `triptych.errors`, with the gateway's sentence.
+        """
+        body = {"prompt": prompt, **options}
+        if on_progress is None:
+            return _generation(self._request("POST", "/generate", json=body))
+        with (
+            self._unreachable_is_an_error(),
+            self._http.stream("POST", "/generate", json=body, headers={"Accept": "text/event-stream"}) as response,
+        ):
+            if response.status_code >= 400:
+                response.read()
+                raise _error(response)
+            return _follow(response, on_progress)
+
+    def models(self) -> list[dict[str, Any]]:
+        """What the gateway serves, and what each model takes."""
+        models: list[dict[str, Any]] = self._request("GET", "/models")["models"]
+        return models
+
+    def _request(self, method: str, path: str, *, json: object = None) -> Any:
+        with self._unreachable_is_an_error():
+            response = self._http.request(method, path, json=json)
+        if response.status_code >= 400:
+            raise _error(response)
+        try:
+            return response.json()
+        except ValueError:
+            raise TriptychError(f"{self._url} answered something that is not JSON; is it a Triptych gateway?") from None
+
+    @contextmanager
+    def _unreachable_is_an_error(self) -> Iterator[None]:
+        try:
+            yield
+        except httpx2.ConnectError:
+            raise TriptychError(f"no gateway answers at {self._url}; `triptych up` starts one") from None
+        except httpx2.TimeoutException:
+            raise TriptychError(f"the gateway at {self._url} did not answer in time") from None
+        except httpx2.InvalidURL as error:
+            raise TriptychError(f"{self._url!r} is not an address: {error}") from None
+        except httpx2.TransportError as error:
+            raise TriptychError(f"the connection to {self._url} broke off: {error}") from None
+
+
+def _generation(answer: Mapping[str, Any]) -> Generation:
+    return Generation(
+        id=answer["id"],
+        model=answer["model"],
+        pictures=tuple(Picture(data=base64.b64decode(image["b64_json"]), seed=image["seed"]) for image in answer["images"]),
+        parameters=answer["parameters"],
+        warnings=tuple(answer["warnings"]),
+        timings=answer["timings"],
+    )
+
+
+def _follow(response: httpx2.Response, on_progress: Callable[[Progress], None]) -> Generation:
+    for event, data in _events(response.iter_lines()):
+        if event == "progress":
+            on_progress(Progress(**data))
+        elif event == "completed":
+            return _generation(data)
+        elif event == "error":
+            raise _error_of(data, retry_after=None)
+    raise TriptychError("the gateway's stream of events ended before the pictures came")
+
+
+def _events(lines: Iterable[str]) -> Iterator[tuple[str, Any]]:
+    """Server-sent events as (name, JSON data). Comments, which only keep a connection alive, are passed over."""
+    name, data = "message", ""
+    for line in lines:
+        field, _, value = line.partition(":")
+        if field == "event":
+            name = value.strip()
+        elif field == "data":
+            data += value.strip()
+        elif not line and data:
+            yield name, json.loads(data)
+            name, data = "message", ""
+
+
+def _error(response: httpx2.Response) -> TriptychError:
+    try:
+        body = response.json()
+    except ValueError:
+        body = None
+    if not isinstance(body, dict) or not isinstance(body.get("error"), dict):
+        return TriptychError(f"the gateway answered {response.status_code} without a sentence")
+    return _error_of(body, retry_after=response.headers.get("Retry-After"))
+
+
+def _error_of(body: Mapping[str, Any], *, retry_after: str | None) -> TriptychError:
+    """The gateway's error as the class that it was raised as there."""
+    error = body["error"]
+    message, param, kind = error["message"], error["param"], _ERRORS.get(error["code"], TriptychError)
+    if issubclass(kind, QueueFull):
+        return kind(message, retry_after_seconds=float(retry_after or 1))
+    if issubclass(kind, StageError):
+        return kind(message, stage=param)
+    if issubclass(kind, CallerError):
+        return kind(message, param=param)
+    return kind(message)
+
+
+def _descendants(kind: type[TriptychError]) -> Iterator[type[TriptychError]]:
+    yield kind
+    for child in kind.__subclasses__():
+        yield from _descendants(child)
+
+
+_ERRORS = {kind.code: kind for kind in _descendants(TriptychError)}

@@ -1,0 +1,50 @@
+"""What a gateway is told by its environment."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, PositiveInt
+
+from triptych.serving.settings import ServerSettings, Token, Tokens
+
+
+class GatewaySettings(ServerSettings):
+    """What the gateway is told on top of what every service is."""
+
+    max_body_bytes: PositiveInt = 2**20
+    """The largest request that is read."""
+
+    api_keys: Tokens = ()
+    """What callers send as `Authorization: Bearer`; several are separated by commas. None: everybody may call."""
+
+    text_encoder_url: str = "http://127.0.0.1:8001"
+    """Where the text encoder is."""
+
+    diffusion_url: str = "http://127.0.0.1:8002"
+    """Where the diffusion model is."""
+
+    decoder_url: str = "http://127.0.0.1:8003"
+    """Where the decoder is."""
+
+    stage_token: Token | None = None
+    """What the stages demand, their `TRIPTYCH_TOKEN`."""
+
+    model_name: str = ""
+    """What callers name as `model`; by default the name that the diffusion stage gives itself."""
+
+    max_running_requests: PositiveInt = 32
+    """Requests that the stages are given at the same time."""
+
+    max_waiting_requests: Annotated[int, Field(ge=0)] = 128
+    """Requests that may wait for their turn; one more is refused with 429."""
+
+    poll_seconds: Annotated[float, Field(gt=0)] = 2.0
+    """How often the stages are asked who they are, so that one that was exchanged is noticed."""
+
+    def demanded_tokens(self) -> tuple[str, ...]:
+        return tuple(key.get_secret_value() for key in self.api_keys)
+
+    @classmethod
+    def token_variable(cls) -> str:
+        return "TRIPTYCH_API_KEYS"

@@ -1,0 +1,31 @@
+"""What a gateway's routes share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from triptych.gateway.admission import Admission
+from triptych.gateway.metrics import GatewayMetrics
+from triptych.gateway.registry import Registry
+from triptych.gateway.settings import GatewaySettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gateway:
+    """One gateway: its models, its queue, its counters."""
+
+    settings: GatewaySettings
+    registry: Registry
+    admission: Admission
+    metrics: GatewayMetrics
+
+
+def _gateway(request: Request) -> Gateway:
+    gateway: Gateway = request.app.state.gateway
+    return gateway
+
+
+GatewayDep = Annotated[Gateway, Depends(_gateway)]
