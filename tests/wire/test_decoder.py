@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.fakes import DECODER
+from tests.wire.passage import LATENTS, assert_same, back_over_the_wire, over_the_wire
+from triptych.contract import Decoded, DecodeRequest, ImageFormat
+from triptych.errors import InvalidValue, MalformedRequest
+from triptych.wire import decoder
+from triptych.wire.datatypes import bytes_tensor
+from triptych.wire.open_inference import InferRequest, InferResponse, RequestedOutput
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        DecodeRequest(latents=LATENTS),
+        DecodeRequest(latents=LATENTS, image_format=ImageFormat.WEBP),
+        DecodeRequest(latents=LATENTS, image_format=ImageFormat.PNG, image_texts=("eins", "zwei €")),
+    ],
+)
+def test_latents_arrive_at_the_decoder(request_: DecodeRequest) -> None:
+    assert_same(decoder.read_request(over_the_wire(decoder.write_request(request_)), DECODER), request_)
+
+
+def test_one_text_is_every_pictures_text() -> None:
+    request = InferRequest(inputs={"latents": LATENTS, "image_text": bytes_tensor([b"same"])})
+    assert decoder.read_request(request, DECODER).image_texts == ("same", "same")
+
+
+@pytest.mark.parametrize(
+    ("image_format", "images"),
+    [(None, np.arange(2 * 64 * 96 * 3, dtype=np.uint8).reshape(2, 64, 96, 3)), (ImageFormat.PNG, (b"\x89PNG\0", b"\x89PNG\1\0"))],
+)
+def test_pictures_arrive(image_format: ImageFormat | None, images: Any) -> None:
+    request = DecodeRequest(latents=LATENTS, image_format=image_format)
+    decoded = Decoded(images=images)
+    assert_same(decoder.read_response(back_over_the_wire(decoder.write_response(decoded)), request), decoded)
+
+
+@pytest.mark.parametrize(
+    ("image_format", "images", "sentence"),
+    [
+        (None, bytes_tensor([b"a", b"b"]), "images must be UINT8, not BYTES"),
+        (ImageFormat.PNG, np.zeros((2, 8, 8, 3), np.uint8), "images must be BYTES, not UINT8"),
+        (ImageFormat.PNG, bytes_tensor([b"a"]), r"images must have the shape \[2\], not \[1\]"),
+        (None, np.zeros((2, 8, 8, 4), np.uint8), r"images must have the shape \[2, -1, -1, 3\]"),
+    ],
+)
+def test_pictures_that_are_no_answer_are_refused(image_format: Any, images: Any, sentence: str) -> None:
+    response = InferResponse(model_name="decoder", outputs={"images": images})
+    with pytest.raises(InvalidValue, match=sentence):
+        decoder.read_response(response, DecodeRequest(latents=LATENTS, image_format=image_format))
+
+
+def test_an_answer_without_pictures_is_refused() -> None:
+    with pytest.raises(MalformedRequest, match="the output images is missing"):
+        decoder.read_response(InferResponse(model_name="decoder", outputs={}), DecodeRequest(latents=LATENTS))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "parameters", "sentence"),
+    [
+        ({"latents": LATENTS[:, :4]}, {}, "these latents are a picture of 96x32; this decoder makes 64x64, 96x64, 64x96"),
+        ({"image_text": bytes_tensor([b"a"] * 3)}, {}, "image_text has 3 rows; with 2 latents it must have 2 or 1"),
+        ({"image_text": bytes_tensor([b"\xff"])}, {}, "image_text must be UTF-8 text"),
+        ({"latents": np.full_like(LATENTS, np.inf)}, {}, "latents has values that are NaN or infinite"),
+        ({}, {"image_format": "gif"}, "image_format must be one of png, jpeg, webp"),
+        ({}, {"quality": 9}, "there is no parameter 'quality'; there are image_format"),
+    ],
+)
+def test_latents_that_do_not_fit_are_refused(inputs: Any, parameters: Any, sentence: str) -> None:
+    with pytest.raises(InvalidValue, match=sentence):
+        decoder.read_request(InferRequest(inputs={"latents": LATENTS, **inputs}, parameters=parameters), DECODER)
+
+
+def test_files_do_not_travel_as_json() -> None:
+    request = InferRequest(
+        inputs={"latents": LATENTS},
+        parameters={"image_format": "png"},
+        outputs=(RequestedOutput(name="images", binary=False),),
+    )
+    with pytest.raises(InvalidValue, match="encoded images have no JSON form"):
+        decoder.read_request(request, DECODER)
+
+
+def test_metadata_says_who_it_is() -> None:
+    assert decoder.from_metadata(decoder.to_metadata(DECODER)) == DECODER

@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from tests.fakes import DECODER, DIFFUSION, TEXT_ENCODER
+from triptych.contract import DecoderIdentity, DiffusionIdentity, Task, TextEncoderIdentity
+from triptych.errors import MalformedRequest
+from triptych.wire.identities import from_parameters, to_parameters
+from triptych.wire.open_inference import Scalar
+
+
+def test_identities_come_back() -> None:
+    inpainting = replace(DIFFUSION, tasks=(Task.TEXT_TO_IMAGE, Task.INPAINTING))
+    assert from_parameters(TextEncoderIdentity, to_parameters(TEXT_ENCODER)) == TEXT_ENCODER
+    assert from_parameters(DiffusionIdentity, to_parameters(inpainting)) == inpainting
+    assert from_parameters(DecoderIdentity, to_parameters(DECODER)) == DECODER
+
+
+def test_parameters_are_scalars_under_names_that_clients_allow() -> None:
+    parameters = to_parameters(DIFFUSION)
+    assert parameters["sizes"] == "64x64,96x64,64x96"
+    assert parameters["samplers"] == "ddim,euler"
+    assert parameters["numerics_instruction_set"] == "none"
+    for name, value in parameters.items():
+        assert type(value) in (bool, int, float, str)
+        assert not name.startswith(("sequence_", "triton_"))
+        assert name not in ("priority", "timeout", "headers")
+
+
+def test_a_whole_number_is_a_number() -> None:
+    parameters = to_parameters(DIFFUSION) | {"default_guidance_scale": 7}
+    assert from_parameters(DiffusionIdentity, parameters).default_guidance_scale == 7.0
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"text_space": None}, "the metadata has no parameter text_space"),
+        ({"numerics_device": None}, "the metadata has no parameter numerics_device"),
+        ({"context_width": "768"}, "context_width in the metadata is no int"),
+        ({"context_width": True}, "context_width in the metadata is no int"),
+        ({"default_guidance_scale": "7"}, "default_guidance_scale in the metadata is no float"),
+        ({"sizes": "64"}, "sizes in the metadata cannot be read: '64'"),
+        ({"sizes": "64x64x64"}, "sizes in the metadata cannot be read"),
+        ({"tasks": "painting"}, "tasks in the metadata cannot be read: 'painting'"),
+    ],
+)
+def test_an_identity_that_cannot_be_read_is_refused(changes: dict[str, Scalar], sentence: str) -> None:
+    with pytest.raises(MalformedRequest, match=sentence):
+        from_parameters(DiffusionIdentity, to_parameters(DIFFUSION) | changes)

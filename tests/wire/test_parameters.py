@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import pytest
+
+from triptych.errors import InvalidValue, NotSupported
+from triptych.wire.open_inference import Scalar
+from triptych.wire.parameters import Parameters
+
+
+def read(values: dict[str, Scalar]) -> tuple[object, ...]:
+    parameters = Parameters(values, later=("frames",))
+    read = (
+        parameters.flag("flag", default=False),
+        parameters.integer("integer", default=3, minimum=1, maximum=9),
+        parameters.number("number", default=0.5, minimum=0, maximum=2),
+        parameters.choice("choice", ("a", "b"), default="b"),
+        parameters.optional_choice("optional", ("c", "d")),
+    )
+    parameters.finish()
+    return read
+
+
+def test_absent_parameters_have_their_defaults() -> None:
+    assert read({}) == (False, 3, 0.5, "b", None)
+
+
+def test_present_parameters_are_read() -> None:
+    assert read({"flag": True, "integer": 9, "number": 2, "choice": "a", "optional": "c"}) == (True, 9, 2.0, "a", "c")
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"flag": 1}, "flag must be true or false"),
+        ({"integer": 0}, "integer must be a whole number from 1 to 9"),
+        ({"integer": 10}, "integer must be a whole number from 1 to 9"),
+        ({"integer": 3.0}, "integer must be a whole number"),
+        ({"integer": True}, "integer must be a whole number"),
+        ({"integer": "3"}, "integer must be a whole number"),
+        ({"number": 2.5}, "number must be a number from 0 to 2"),
+        ({"number": -1}, "number must be a number from 0 to 2"),
+        ({"number": True}, "number must be a number"),
+        ({"number": "1"}, "number must be a number"),
+        ({"number": 10**400}, "number must be a number"),
+        ({"choice": "c"}, "choice must be one of a, b"),
+        ({"choice": 1}, "choice must be one of a, b"),
+        ({"optional": "a"}, "optional must be one of c, d"),
+        ({"steps": 3}, "there is no parameter 'steps'; there are flag, integer, number, choice, optional"),
+    ],
+)
+def test_what_is_impossible_is_refused(values: dict[str, Scalar], sentence: str) -> None:
+    with pytest.raises(InvalidValue, match=sentence) as refused:
+        read(values)
+    assert refused.value.param == next(iter(values))
+
+
+def test_what_comes_later_is_said_to_be_so() -> None:
+    with pytest.raises(NotSupported, match="the parameter frames is not supported by this version"):
+        read({"frames": 3})
