@@ -1,0 +1,135 @@
+"""Scenes encoded once and kept in half precision, and the whitening of their latents."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import keras
+import numpy as np
+from keras import ops
+
+from training.cache import cache_folder, load_arrays, report, save_arrays
+from training.vae import vae_config
+from training.world.draw import draw
+from training.world.scenes import Grammar, to_code, training_scene
+from triptych.models.vae import build_vae_decoder, build_vae_encoder
+
+SHARD = 2000
+BATCH = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Latents:
+    """Encoded scenes.
+
+    Attributes:
+        latents: Means of the encoder before whitening, float16 (n, 16, 16, 4).
+        codes: What is in them, int8 (n, 9), see `scenes.to_code`.
+        boxes: Where, shares of the side, float32 (n, 2, 4); the second is zero where there is one thing.
+    """
+
+    latents: np.ndarray
+    codes: np.ndarray
+    boxes: np.ndarray
+
+
+def cache_latents(*, scenes: int = 200_000, grammar: Grammar = Grammar.FULL, seed: int = 21) -> None:
+    """Encodes scenes of the training part of a grammar, shard by shard; shards that are there already stay."""
+    folder = cache_folder("latents")
+    encoder = build_vae_encoder(vae_config())
+    encoder.load_weights(cache_folder("vae") / "encoder.weights.h5")
+    started, done = time.time(), 0
+    for shard in range(-(-scenes // SHARD)):
+        path = folder / f"{grammar}-{shard:04d}.npz"
+        if path.exists():
+            continue
+        save_arrays(path, _encoded(encoder, grammar, np.random.default_rng([seed, shard])))
+        done += SHARD
+        report("latents", shard=shard, scenes_a_second=round(done / (time.time() - started), 1))
+
+
+def _encoded(encoder: keras.Model, grammar: Grammar, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    codes, boxes, latents = [], np.zeros((SHARD, 2, 4), np.float32), []
+    pictures = []
+    for i in range(SHARD):
+        scene = training_scene(rng, grammar)
+        drawing = draw(scene, rng)
+        codes.append(to_code(scene))
+        boxes[i, : len(drawing.boxes)] = drawing.boxes
+        pictures.append(drawing.image)
+        if len(pictures) == BATCH:
+            images = np.stack(pictures).astype(np.float32) / 127.5 - 1
+            latents.append(np.asarray(encoder.predict_on_batch({"images": images})["mean"]).astype(np.float16))
+            pictures = []
+    return {"latents": np.concatenate(latents), "codes": np.stack(codes), "boxes": boxes}
+
+
+def load_latents(grammar: Grammar) -> Latents:
+    """All shards of a grammar that have been encoded so far."""
+    shards = [load_arrays(path) for path in sorted(cache_folder("latents").glob(f"{grammar}-*.npz"))]
+    shards = [shard for shard in shards if "latents" in shard]
+    joined = {name: np.concatenate([shard[name] for shard in shards]) for name in ("latents", "codes", "boxes")}
+    return Latents(**joined)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Whitening:
+    """White latents are (latents - mean) @ matrix.
+
+    Attributes:
+        mean: (4,).
+        matrix: The inverse square root of the covariance of the four channels, symmetric, (4, 4).
+    """
+
+    mean: np.ndarray
+    matrix: np.ndarray
+
+    def __call__(self, latents: np.ndarray) -> np.ndarray:
+        return ((latents.astype(np.float32) - self.mean) @ self.matrix).astype(np.float32)
+
+
+def measure_whitening() -> Whitening:
+    """Measures latents that are cached and keeps the result, so that later shards do not move it."""
+    path = cache_folder("latents") / "whitening.npz"
+    if not path.exists():
+        grammars = [g for g in (Grammar.FULL, Grammar.FIRST_LIGHT) if list(path.parent.glob(f"{g}-*.npz"))]
+        values = np.concatenate([load_latents(g).latents[:20_000].reshape(-1, 4).astype(np.float64) for g in grammars[:1]])
+        spread, axes = np.linalg.eigh(np.cov(values.T))
+        matrix = (axes / np.sqrt(spread)) @ axes.T
+        save_arrays(path, {"mean": values.mean(axis=0), "matrix": matrix})
+        report("latents", mean=values.mean(axis=0).round(3).tolist(), deviations=np.sqrt(spread).round(3).tolist())
+    arrays = load_arrays(path)
+    return Whitening(mean=arrays["mean"].astype(np.float32), matrix=arrays["matrix"].astype(np.float32))
+
+
+def whitened_vae(whitening: Whitening) -> tuple[keras.Model, keras.Model]:
+    """The trained encoder and decoder with the whitening folded into `quant_conv` and `post_quant_conv`."""
+    encoder, decoder = build_vae_encoder(vae_config()), build_vae_decoder(vae_config())
+    encoder.load_weights(cache_folder("vae") / "encoder.weights.h5")
+    decoder.load_weights(cache_folder("vae") / "decoder.weights.h5")
+    fold_whitening(encoder, decoder, whitening)
+    return encoder, decoder
+
+
+def fold_whitening(encoder: keras.Model, decoder: keras.Model, whitening: Whitening) -> None:
+    """Moves encoder and decoder to white latents. The variance is scaled channel by channel, which is exact for its diagonal."""
+    mean, matrix = whitening.mean, whitening.matrix
+    quant, post = encoder.get_layer("quant_conv"), decoder.get_layer("post_quant_conv")
+
+    def quant_kernel(kernel: np.ndarray) -> np.ndarray:
+        return np.concatenate([kernel[..., :4] @ matrix, kernel[..., 4:]], axis=-1)
+
+    def quant_bias(bias: np.ndarray) -> np.ndarray:
+        return np.concatenate([(bias[:4] - mean) @ matrix, bias[4:] + 2 * np.log(np.abs(np.diag(matrix)))])
+
+    post_bias = mean @ ops.convert_to_numpy(post.kernel)[0, 0] + ops.convert_to_numpy(post.bias)
+    _change(quant.kernel, quant_kernel)
+    _change(quant.bias, quant_bias)
+    _change(post.kernel, lambda kernel: np.linalg.inv(matrix) @ kernel)
+    post.bias.assign(post_bias)
+
+
+def _change(variable: keras.Variable, change: Callable[[np.ndarray], np.ndarray]) -> None:
+    variable.assign(change(ops.convert_to_numpy(variable)))

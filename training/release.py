@@ -1,0 +1,63 @@
+"""The trained networks as a model's folder, in half precision."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from training.cache import cache_folder, report
+from training.latents import measure_whitening, whitened_vae
+from training.text import text_config
+from training.unet import unet_config
+from training.vae import vae_config
+from training.world.captions import all_words
+from triptych.checkpoints.diffusers_folder import ModelFacts, save_description, save_network
+from triptych.checkpoints.registry import EMBEDDED
+from triptych.models.text_encoder import build_text_encoder
+from triptych.models.unet import build_unet
+
+SCHEDULER = {
+    "_class_name": "DDIMScheduler",
+    "num_train_timesteps": 1000,
+    "beta_schedule": "linear",
+    "beta_start": 0.0001,
+    "beta_end": 0.02,
+    "prediction_type": "v_prediction",
+    "timestep_spacing": "trailing",
+    "set_alpha_to_one": True,
+    "steps_offset": 0,
+    "clip_sample": False,
+    "rescale_betas_zero_snr": False,
+}
+
+
+def facts(version: int) -> ModelFacts:
+    """What the networks do not say themselves. The version names the spaces: count it up when VAE or text encoder change."""
+    return ModelFacts(
+        model="vignette",
+        latent_space=f"vignette-{version}",
+        text_space=f"vignette-{version}",
+        sizes=((128, 128),),
+        sampler="ddim",
+        num_steps=25,
+        guidance_scale=3.0,
+        words=all_words(),
+    )
+
+
+def release(folder: Path | None = None, *, version: int = 1) -> None:
+    """Writes the model; into the package unless another folder is named."""
+    folder = folder or EMBEDDED["vignette"]
+    encoder, decoder = whitened_vae(measure_whitening())
+    save_network(folder, "vae", vae_config(), encoder, decoder)
+    text_encoder, unet = build_text_encoder(text_config()), build_unet(unet_config())
+    text_encoder.load_weights(cache_folder("unet") / "text_encoder.weights.h5")
+    unet.load_weights(cache_folder("unet") / "unet.weights.h5")
+    save_network(folder, "text_encoder", text_config(), text_encoder)
+    save_network(folder, "unet", unet_config(), unet)
+    for path in cache_folder("tokenizer").iterdir():
+        if path.suffix in (".json", ".txt"):
+            (folder / "tokenizer").mkdir(parents=True, exist_ok=True)
+            (folder / "tokenizer" / path.name).write_bytes(path.read_bytes())
+    save_description(folder, facts(version), SCHEDULER)
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    report("release", folder=folder.name, megabytes=round(size / 1e6, 2))
