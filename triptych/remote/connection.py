@@ -134,7 +134,7 @@ class StageConnection:
             if response.status_code != 200:
                 raise self._refusal(response, await _read_words(response))
             with self.blame():
-                return response.headers, await read_bounded(response.aiter_raw(), response.headers, limit=MAX_RESPONSE_BYTES)
+                return response.headers, await read_bounded(response.aiter_bytes(), response.headers, limit=MAX_RESPONSE_BYTES)
 
     def _seconds_left(self, deadline: float | None) -> float | None:
         if deadline is None:
@@ -179,7 +179,7 @@ def _read_url(stage: StageName, text: str) -> httpx2.URL:
 async def _read_words(response: httpx2.Response) -> str:
     """The sentence of an error's body, empty where it has none: a proxy may have answered."""
     try:
-        content = await read_bounded(response.aiter_raw(), response.headers, limit=MAX_ERROR_BYTES)
+        content = await read_bounded(response.aiter_bytes(), response.headers, limit=MAX_ERROR_BYTES)
         words = parse_object(memoryview(content), what="the error").get("error")
     except CallerError:
         return ""
