@@ -76,3 +76,4 @@ async def _polling(registry: Registry, seconds: float) -> AsyncIterator[None]:
         yield
     finally:
         polling.cancel()
+        await asyncio.wait([polling])

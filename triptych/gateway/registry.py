@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -19,6 +19,7 @@ from triptych.contract import (
 )
 from triptych.errors import NotFound, StageNotReady, StagesDoNotFit, TriptychError
 from triptych.pipeline import Pipeline
+from triptych.wire.open_inference import quoted
 
 T = TypeVar("T")
 
@@ -107,9 +108,9 @@ class Model:
     async def _ask(self) -> None:
         stages = self.pipeline
         text_encoder, diffusion, decoder = await asyncio.gather(
-            _answer(StageName.TEXT_ENCODER, stages.text_encoder.identity()),
-            _answer(StageName.DIFFUSION, stages.diffusion.identity()),
-            _answer(StageName.DECODER, stages.decoder.identity()),
+            _answer(StageName.TEXT_ENCODER, stages.text_encoder.identity),
+            _answer(StageName.DIFFUSION, stages.diffusion.identity),
+            _answer(StageName.DECODER, stages.decoder.identity),
         )
         if isinstance(text_encoder, str) or isinstance(diffusion, str) or isinstance(decoder, str):
             answers = zip(StageName, (text_encoder, diffusion, decoder), strict=True)
@@ -164,14 +165,14 @@ class Registry:
             if model.name == name:
                 return model
         names = ", ".join(str(model.name) for model in self)
-        raise NotFound(f"there is no model {name!r} here; there is {names}", param="model")
+        raise NotFound(f"there is no model {quoted(name)} here; there is {names}", param="model")
 
 
-async def _answer(stage: StageName, identity: Awaitable[T]) -> T | str:
+async def _answer(stage: StageName, identity: Callable[[], Awaitable[T]]) -> T | str:
     """The stage's identity, or a sentence that says why there is none."""
     try:
         async with asyncio.timeout(IDENTITY_TIMEOUT_SECONDS):
-            return await identity
+            return await identity()
     except TimeoutError:
         return f"the {stage} stage did not say who it is within {IDENTITY_TIMEOUT_SECONDS:g} s"
     except TriptychError as error:
