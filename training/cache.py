@@ -14,8 +14,8 @@ import platformdirs
 
 
 def cache_folder(stage: str) -> Path:
-    """The folder of one stage, made if need be: under $TRIPTYCH_CACHE, or under the platform's cache folder."""
-    root = os.environ.get("TRIPTYCH_CACHE") or platformdirs.user_cache_dir("triptych")
+    """The folder of one stage, made if need be: under $TRIPTYCH_CACHE_FOLDER, or under the platform's cache folder."""
+    root = os.environ.get("TRIPTYCH_CACHE_FOLDER") or platformdirs.user_cache_dir("triptych")
     folder = Path(root) / "training" / stage
     folder.mkdir(parents=True, exist_ok=True)
     return folder

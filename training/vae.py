@@ -17,8 +17,8 @@ from triptych.models.config import VAEConfig
 from triptych.models.vae import build_vae_decoder, build_vae_encoder
 
 CROP = 64
-CROPS_A_BATCH = 16
-FRAMES_A_BATCH = 6
+CROPS_A_BATCH = 8
+FRAMES_A_BATCH = 4
 KL_WEIGHT = 1e-4  # on the mean over latent numbers; the weight of the sum over four channels is a quarter of it
 
 
@@ -68,7 +68,7 @@ def pyramid_l1(x: Any, y: Any, levels: int = 3) -> Any:
 
 
 def crops(step: int, rng: np.random.Generator) -> Batch:
-    """A crop of each of sixteen scenes, every other one about a thing: many scenes, because colours are what is hard at first."""
+    """A crop of each of a batch of scenes, every other one about a thing: many scenes, because colours are what is hard at first."""
     images = np.empty((CROPS_A_BATCH, CROP, CROP, 3), np.float32)
     for i in range(CROPS_A_BATCH):
         drawing = draw(random_scene(rng), rng)

@@ -1,0 +1,50 @@
+"""An interrupted run ends where an uninterrupted one ends. In a process of its own: training wants another backend than tests."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+SCRIPT = """
+import keras, numpy as np
+from keras import ops
+from training.cache import cache_folder
+from training.loop import Schedule, train, use_averages
+
+class Line(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.dense = keras.layers.Dense(1, kernel_initializer="ones")
+    def call(self, batch):
+        return ops.square(self.dense(batch["x"])[:, 0] - batch["y"])
+
+def batches(step, rng):
+    x = rng.standard_normal((8, 3)).astype("float32")
+    return {"x": x, "y": x @ np.float32([3, -2, 1])}
+
+def weights(name, *stops):
+    for stop in stops:
+        network = Line()
+        reached = train(network, batches, Schedule(steps=stop, rate=0.05, warm_up=2, decay=0.0, ema=0.9, report_every=2), name)
+        assert reached == stop, reached
+    last = network.dense.kernel.numpy().ravel()
+    use_averages(network)
+    return np.concatenate([last, network.dense.kernel.numpy().ravel()])
+
+straight, halting = weights("straight", 60), weights("halting", 25, 60)
+np.testing.assert_array_equal(straight, halting)
+assert np.abs(straight[:3] - [3, -2, 1]).max() < 1.5, straight
+assert not np.array_equal(straight[:3], straight[3:])
+lines = (cache_folder("halting") / "progress.jsonl").read_text().splitlines()
+assert len(lines) == 31, lines
+"""
+
+
+def test_an_interrupted_run_ends_where_an_uninterrupted_one_ends(cache_folder: Path) -> None:
+    environment = os.environ | {"KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu", "TRIPTYCH_CACHE_FOLDER": str(cache_folder)}
+    done = subprocess.run([sys.executable, "-c", SCRIPT], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
