@@ -88,6 +88,9 @@ class Client:
         api_key: What it demands as `Authorization: Bearer`, if it demands one.
         timeout_seconds: How long an answer is waited for; the gateway is told.
         transport: How requests travel; a test brings its own.
+
+    Raises:
+        TriptychError: The address is none.
     """
 
     def __init__(
@@ -104,7 +107,14 @@ class Client:
             headers["Authorization"] = f"Bearer {api_key}"
         # The gateway keeps the deadline, and answers with a sentence; this one is for a gateway that is gone.
         timeout = httpx2.Timeout(timeout_seconds + 5.0, connect=5.0)
-        self._http = httpx2.Client(base_url=url, headers=headers, timeout=timeout, transport=transport)
+        self._http = httpx2.Client(
+            base_url=_read_url(url),
+            headers=headers,
+            timeout=timeout,
+            transport=transport,
+            # A proxy of the environment is not for this machine's own gateway.
+            mounts={"all://127.0.0.1": None, "all://localhost": None},
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -163,10 +173,18 @@ class Client:
             raise TriptychError(f"no gateway answers at {self._url}; `triptych up` starts one") from None
         except httpx2.TimeoutException:
             raise TriptychError(f"the gateway at {self._url} did not answer in time") from None
-        except httpx2.InvalidURL as error:
-            raise TriptychError(f"{self._url!r} is not an address: {error}") from None
         except httpx2.TransportError as error:
             raise TriptychError(f"the connection to {self._url} broke off: {error}") from None
+
+
+def _read_url(text: str) -> httpx2.URL:
+    try:
+        url = httpx2.URL(text)
+    except httpx2.InvalidURL:
+        url = httpx2.URL()
+    if url.scheme not in ("http", "https") or not url.host:
+        raise TriptychError(f"{text!r} is not an address; one is like {DEFAULT_URL}")
+    return url
 
 
 def _generation(answer: Mapping[str, Any]) -> Generation:
