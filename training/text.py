@@ -73,7 +73,7 @@ def prompts(tokenizer: Tokenizer, rng: np.random.Generator, rows: int) -> Batch:
     }
 
 
-def train_text(*, steps: int = 6000, rate: float = 1e-3, deadline: float | None = None) -> None:
+def train_text(*, steps: int = 6000, rate: float = 7e-4, deadline: float | None = None) -> None:
     """Trains the parser and keeps its encoder."""
     tokenizer = load_tokenizer()
     network = ParseTraining()

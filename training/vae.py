@@ -68,7 +68,7 @@ def pyramid_l1(x: Any, y: Any, levels: int = 3) -> Any:
 
 
 def crops(step: int, rng: np.random.Generator) -> Batch:
-    """A crop of each of a batch of scenes, every other one about a thing: many scenes, because colours are what is hard at first."""
+    """Crops, each of a scene of its own, every other one about a thing. Many scenes, because colours are what is hard at first."""
     images = np.empty((CROPS_A_BATCH, CROP, CROP, 3), np.float32)
     for i in range(CROPS_A_BATCH):
         drawing = draw(random_scene(rng), rng)
@@ -92,7 +92,7 @@ def _batch(images: np.ndarray, rng: np.random.Generator) -> Batch:
     return {"images": images / 127.5 - 1, "noise": noise}
 
 
-def train_vae(*, steps: int = 20_000, full_frames: float = 0.2, rate: float = 1e-3, deadline: float | None = None) -> None:
+def train_vae(*, steps: int = 20_000, full_frames: float = 0.2, rate: float = 4e-4, deadline: float | None = None) -> None:
     """Trains on crops, and for the last share of the steps on full frames."""
     use_fast_group_norm()
     network = VAETraining()
