@@ -68,7 +68,7 @@ def pyramid_l1(x: Any, y: Any, levels: int = 3) -> Any:
 
 
 def crops(step: int, rng: np.random.Generator) -> Batch:
-    """Crops, each of a scene of its own, every other one about a thing. Many scenes, because colours are what is hard at first."""
+    """Crops, each of a scene of its own, every other about a thing. Many scenes, because colours are what is hard at first."""
     images = np.empty((CROPS_A_BATCH, CROP, CROP, 3), np.float32)
     for i in range(CROPS_A_BATCH):
         drawing = draw(random_scene(rng), rng)
