@@ -1,7 +1,8 @@
 """Three stages without networks: deterministic NumPy functions that keep the Protocols, with identities like Stable Diffusion's.
 
 Each remembers its requests in `asked`, fails with `failure` where one is set, and waits for `gate` where one is given, so that
-a test decides when work is done. `started=False` makes a stage that is not ready until `start` was called.
+a test decides when work is done; `await stage.arrivals.get()` waits until a request has come. `started=False` makes a stage
+that is not ready until `start` was called.
 """
 
 from __future__ import annotations
@@ -97,6 +98,7 @@ class FakeStage(Generic[Request]):
         self.closed = False
         self.asked: list[Request] = []
         self.deadlines: list[float | None] = []
+        self.arrivals: asyncio.Queue[Request] = asyncio.Queue()
         self.cancelled = 0
 
     def start(self) -> None:
@@ -114,6 +116,7 @@ class FakeStage(Generic[Request]):
         self.check_started()
         self.asked.append(request)
         self.deadlines.append(deadline)
+        self.arrivals.put_nowait(request)
         try:
             await asyncio.sleep(self.delay_seconds)
             if self.gate is not None:

@@ -166,9 +166,10 @@ async def test_a_deadline_ends_the_waiting() -> None:
 
     async def never(request: httpx2.Request) -> httpx2.Response:
         try:
-            return await asyncio.Event().wait()
+            await asyncio.Event().wait()
         finally:
             cancelled.set()
+        raise AssertionError
 
     client = make_client(transport=httpx2.MockTransport(never))
     stage = StageConnection(StageName.DIFFUSION, "http://stage", token=None, client=client)

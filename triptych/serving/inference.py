@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version as version_of
 
@@ -25,7 +25,7 @@ from triptych.serving.served_models import ServedModel
 from triptych.serving.settings import StageSettings
 from triptych.wire.bodies import read_bounded
 from triptych.wire.deadlines import read_deadline
-from triptych.wire.metadata import check_outputs, is_finite, raw_request
+from triptych.wire.metadata import TensorSpec, check_outputs, is_finite, raw_request
 from triptych.wire.open_inference import (
     VERSION,
     InferRequest,
@@ -143,14 +143,16 @@ async def _read_request(model: ServedModel, request: Request, settings: StageSet
     if wanted.model_name not in (None, model.name):
         raise MalformedRequest(f"the request is for the model {quoted(str(wanted.model_name))}, its address for {model.name}")
     check_outputs(wanted, metadata.outputs)
-    _check_rows(wanted, settings.max_rows)
+    _check_rows(wanted, metadata.inputs, settings.max_rows)
     return wanted
 
 
-def _check_rows(request: InferRequest, most: int) -> None:
-    for name, array in request.inputs.items():
-        if array.ndim > 0 and len(array) > most:
-            raise InvalidValue(f"{quoted(name)} has {len(array)} rows; this service takes {most}", param=name)
+def _check_rows(request: InferRequest, specs: Sequence[TensorSpec], most: int) -> None:
+    for spec in specs:
+        array = request.inputs.get(spec.name)
+        # Of another number of dimensions the first is no number of rows: that is refused with the words for it.
+        if array is not None and array.ndim == len(spec.shape) and len(array) > most:
+            raise InvalidValue(f"{spec.name} has {len(array)} rows; this service takes {most}", param=spec.name)
 
 
 def _respond(model: ServedModel, request: InferRequest, response: InferResponse) -> Response:

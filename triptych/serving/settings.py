@@ -124,10 +124,10 @@ class StageSettings(ServerSettings):
     threads: PositiveInt | None = None
     """CPU threads that the network may use; by default all."""
 
-    batch_sizes: Annotated[tuple[PositiveInt, ...], NoDecode, BeforeValidator(_split)] | None = None
+    batch_sizes: Annotated[tuple[PositiveInt, ...] | None, NoDecode, BeforeValidator(_split)] = None
     """Numbers of rows for which the network is compiled, such as `1,2,4`; by default the stage's own choice."""
 
-    sizes: Annotated[tuple[Size, ...], NoDecode, BeforeValidator(_split)] | None = None
+    sizes: Annotated[tuple[Size, ...] | None, NoDecode, BeforeValidator(_split)] = None
     """Pictures to be ready for, width first, such as `512x512,768x512`; the first is the default. Else the model decides."""
 
     queue_size: Annotated[int, Field(ge=0)] = 64
