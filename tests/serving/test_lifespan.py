@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+
+from triptych.serving.lifespan import run_stages
+
+
+class Stage:
+    """A stage that waits for the test before it has started."""
+
+    def __init__(self, journal: list[str], name: str) -> None:
+        self.journal = journal
+        self.name = name
+        self.may_start = threading.Event()
+
+    def start(self) -> None:
+        assert threading.current_thread() is not threading.main_thread()
+        self.journal.append(f"{self.name} starts")
+        assert self.may_start.wait(timeout=60)
+        self.journal.append(f"{self.name} started")
+
+    def close(self) -> None:
+        assert threading.current_thread() is not threading.main_thread()
+        self.journal.append(f"{self.name} closed")
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(60):
+        while not condition():  # noqa: ASYNC110 - another thread makes it true
+            await asyncio.sleep(0.001)
+
+
+async def test_stages_start_one_after_the_other_and_close_in_reverse(logged) -> None:
+    journal: list[str] = []
+    first, second = Stage(journal, "first"), Stage(journal, "second")
+    async with run_stages(first, second):
+        await until(lambda: "first starts" in journal)
+        assert journal == ["first starts"], "the app goes on while it starts"
+        first.may_start.set()
+        second.may_start.set()
+        await until(lambda: [entry["event"] for entry in logged] == ["ready"])
+    assert journal == ["first starts", "first started", "second starts", "second started", "second closed", "first closed"]
+
+
+async def test_only_what_was_started_is_closed() -> None:
+    journal: list[str] = []
+    first, second = Stage(journal, "first"), Stage(journal, "second")
+    first.may_start.set()
+    async with run_stages(first, second):
+        await until(lambda: "second starts" in journal)
+    assert journal == ["first starts", "first started", "second starts", "first closed"]
+    second.may_start.set()
