@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from triptych.engines.cache import code_digest, find_or_fill, keep_bytes, kept_bytes
+from triptych.errors import EngineError
+
+
+def fill(folder: Path) -> None:
+    (folder / "deep").mkdir()
+    (folder / "deep" / "network").write_bytes(b"weights")
+
+
+def refuse(folder: Path) -> None:
+    raise AssertionError("filled again")
+
+
+def test_a_folder_is_filled_once(cache_folder):
+    first, found_first = find_or_fill(cache_folder, "toy", {"a": 1}, fill)
+    again, found_again = find_or_fill(cache_folder, "toy", {"a": 1}, refuse)
+
+    assert (found_first, found_again) == (False, True)
+    assert first == again
+    assert first.name.startswith("toy-")
+    assert (first / "deep" / "network").read_bytes() == b"weights"
+    assert list(cache_folder.iterdir()) == [first]
+
+
+def test_another_key_is_another_folder(cache_folder):
+    one, _ = find_or_fill(cache_folder, "toy", {"a": 1, "b": 2}, fill)
+    same, _ = find_or_fill(cache_folder, "toy", {"b": 2, "a": 1}, refuse)
+    other, _ = find_or_fill(cache_folder, "toy", {"a": 1, "b": 3}, fill)
+    assert one == same != other
+
+
+@pytest.mark.parametrize("name", ["deep/network", "manifest.json"])
+def test_a_damaged_folder_is_filled_anew(cache_folder, caplog, name):
+    folder, _ = find_or_fill(cache_folder, "toy", {}, fill)
+    (folder / name).write_bytes(b"{")
+
+    with caplog.at_level(logging.WARNING):
+        _, found = find_or_fill(cache_folder, "toy", {}, fill)
+
+    assert not found
+    assert (folder / "deep" / "network").read_bytes() == b"weights"
+    assert "is damaged and is made anew" in caplog.text
+
+
+def test_a_failed_filling_leaves_nothing(cache_folder):
+    def fail(folder: Path) -> None:
+        fill(folder)
+        raise RuntimeError("no memory")
+
+    with pytest.raises(RuntimeError, match="no memory"):
+        find_or_fill(cache_folder, "toy", {}, fail)
+    assert list(cache_folder.iterdir()) == []
+
+
+def test_of_two_processes_that_fill_the_same_folder_the_first_one_wins(cache_folder):
+    def fill_while_another_does(folder: Path) -> None:
+        find_or_fill(cache_folder, "toy", {}, lambda other: (other / "winner").write_bytes(b"1") and None)
+        fill(folder)
+
+    folder, found = find_or_fill(cache_folder, "toy", {}, fill_while_another_does)
+
+    assert not found
+    assert sorted(path.name for path in folder.iterdir()) == ["manifest.json", "winner"]
+    assert list(cache_folder.iterdir()) == [folder]
+
+
+def test_a_cache_folder_that_cannot_be_written_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(EngineError, match=r"cannot be kept in .*file.*; choose another cache folder"):
+        find_or_fill(tmp_path / "file" / "cache", "toy", {}, fill)
+
+
+def test_bytes_are_kept(tmp_path):
+    path = tmp_path / "compiled" / "1"
+    assert kept_bytes(path) is None
+    keep_bytes(path, b"machine code")
+    assert kept_bytes(path) == b"machine code"
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("damage", [b"", b"short", b"\0" * 60])
+def test_damaged_bytes_are_not_returned(tmp_path, damage):
+    path = tmp_path / "compiled" / "1"
+    keep_bytes(path, b"machine code")
+    path.write_bytes(damage)
+    assert kept_bytes(path) is None
+
+
+def test_bytes_that_cannot_be_kept_are_only_a_warning(tmp_path, caplog):
+    (tmp_path / "compiled").touch()
+    with caplog.at_level(logging.WARNING):
+        keep_bytes(tmp_path / "compiled" / "1", b"machine code")
+    assert "is not kept" in caplog.text
+
+
+def test_changed_code_has_another_digest(tmp_path, monkeypatch):
+    package = tmp_path / "some_package_of_networks"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "unet.py").write_text("width = 1\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    before = code_digest("some_package_of_networks")
+    assert code_digest("some_package_of_networks") == before
+
+    (package / "unet.py").write_text("width = 2\n", encoding="utf-8")
+    assert code_digest("some_package_of_networks") != before

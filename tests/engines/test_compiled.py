@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from triptych.engines import CompiledNetwork, RowSpec
+from triptych.errors import EngineError
+
+ROWS = {"x": RowSpec(shape=(2,)), "n": RowSpec(shape=(), dtype="int32")}
+
+
+class Recorder:
+    """A network that adds its inputs, and remembers its calls."""
+
+    def __init__(self) -> None:
+        self.calls: list[int] = []
+
+    def __call__(self, inputs):
+        assert all(array.flags.c_contiguous for array in inputs.values())
+        self.calls.append(len(inputs["x"]))
+        self.last = inputs
+        return {"y": inputs["x"] + inputs["n"][:, None]}
+
+
+def inputs(num_rows: int):
+    return {"x": np.arange(2 * num_rows, dtype=np.float32).reshape(num_rows, 2), "n": np.arange(num_rows, dtype=np.int32)}
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "calls"),
+    [(1, [1]), (2, [2]), (3, [4]), (4, [4]), (5, [4, 1]), (7, [4, 4]), (8, [4, 4]), (10, [4, 4, 2])],
+)
+def test_only_its_batch_sizes_are_run(num_rows, calls):
+    run = Recorder()
+    network = CompiledNetwork(run, ROWS, (4, 1, 2), from_cache=False)
+
+    outputs = network(inputs(num_rows))
+
+    assert run.calls == calls
+    np.testing.assert_array_equal(outputs["y"], inputs(num_rows)["x"] + inputs(num_rows)["n"][:, None])
+
+
+def test_padding_repeats_the_last_row():
+    run = Recorder()
+    CompiledNetwork(run, ROWS, (4,), from_cache=False)(inputs(3))
+    np.testing.assert_array_equal(run.last["n"], [0, 1, 2, 2])
+
+
+def test_strided_inputs_arrive_contiguous():
+    network = CompiledNetwork(Recorder(), ROWS, (3,), from_cache=False)
+    strided = {"x": np.ones((2, 3), np.float32).T, "n": np.arange(6, dtype=np.int32)[::2]}
+    np.testing.assert_array_equal(network(strided)["y"], [[1, 1], [3, 3], [5, 5]])
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"x": np.zeros((1, 2), np.float32)},
+        {"x": np.zeros((1, 3), np.float32), "n": np.zeros(1, np.int32)},
+        {"x": np.zeros((1, 2), np.float64), "n": np.zeros(1, np.int32)},
+        {"x": np.zeros((2, 2), np.float32), "n": np.zeros(1, np.int32)},
+        {"x": np.zeros((0, 2), np.float32), "n": np.zeros(0, np.int32)},
+    ],
+)
+def test_inputs_that_are_not_its_own_are_our_mistake(wrong):
+    with pytest.raises(AssertionError):
+        CompiledNetwork(Recorder(), ROWS, (1, 2), from_cache=False)(wrong)
+
+
+def test_warming_up_runs_every_batch_size():
+    run = Recorder()
+    CompiledNetwork(run, ROWS, (1, 2, 4), from_cache=False).warm_up()
+    assert run.calls == [1, 2, 4]
+
+
+def test_a_network_that_returns_no_numbers_fails_its_warm_up():
+    network = CompiledNetwork(lambda inputs: {"y": np.full(1, np.nan)}, ROWS, (1,), from_cache=False)
+    with pytest.raises(EngineError, match="values in y that are no numbers"):
+        network.warm_up()

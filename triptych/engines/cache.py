@@ -1,0 +1,112 @@
+"""Compiled networks on disk: a folder each, named by the sha256 of everything that decides what is in it.
+
+A folder is filled under another name and then renamed, so that it is there as a whole or not at all, however many processes
+fill it at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from triptych.errors import EngineError
+
+_log = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+
+
+def find_or_fill(cache_folder: Path, name: str, key: Mapping[str, Any], fill: Callable[[Path], None]) -> tuple[Path, bool]:
+    """The folder of the key, and whether it was there already.
+
+    Args:
+        cache_folder: Made if it is missing.
+        name: For people: how the folder's name begins.
+        key: As JSON has it.
+        fill: Writes the files into an empty folder; called where the folder is missing or damaged.
+
+    Raises:
+        EngineError: The cache folder cannot be written.
+    """
+    canonical = json.dumps(key, sort_keys=True, indent=1)
+    folder = cache_folder / f"{name}-{hashlib.sha256(canonical.encode()).hexdigest()[:32]}"
+    if _is_whole(folder):
+        return folder, True
+    if folder.exists():
+        _log.warning("the compiled network in %s is damaged and is made anew", folder)
+        shutil.rmtree(folder)
+    try:
+        cache_folder.mkdir(parents=True, exist_ok=True)
+        unfinished = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=cache_folder))
+    except OSError as error:
+        raise EngineError(f"compiled networks cannot be kept in {cache_folder}: {error}; choose another cache folder") from error
+    try:
+        fill(unfinished)
+        _write_manifest(unfinished, json.loads(canonical))
+        _rename(unfinished, folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return folder, False
+
+
+def keep_bytes(path: Path, content: bytes) -> None:
+    """Adds a file to a folder of the cache; a folder that cannot be written stays as it is, for it is whole without."""
+    try:
+        path.parent.mkdir(exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", delete=False) as file:
+            file.write(hashlib.sha256(content).digest())
+            file.write(content)
+        Path(file.name).chmod(0o644)  # a temporary file is for one user alone, the cache may be for several
+        os.replace(file.name, path)
+    except OSError as error:
+        _log.warning("%s is not kept: %s", path, error)
+
+
+def kept_bytes(path: Path) -> bytes | None:
+    """What `keep_bytes` wrote; None where it is missing or damaged."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    digest, content = content[:32], content[32:]
+    return content if hashlib.sha256(content).digest() == digest else None
+
+
+def code_digest(package: str) -> str:
+    """sha256 of a package's own modules, without importing it: a changed network is another network."""
+    spec = importlib.util.find_spec(package)
+    assert spec is not None and spec.submodule_search_locations, f"{package} is no package"
+    content = hashlib.sha256()
+    for path in sorted(Path(spec.submodule_search_locations[0]).glob("*.py")):
+        content.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return content.hexdigest()
+
+
+def _write_manifest(folder: Path, key: Any) -> None:
+    sizes = {str(path.relative_to(folder)): path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()}
+    (folder / MANIFEST).write_text(json.dumps({"key": key, "files": sizes}, indent=1), encoding="utf-8")
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        return all((folder / name).stat().st_size == size for name, size in files.items())
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def _rename(unfinished: Path, folder: Path) -> None:
+    unfinished.chmod(0o755)  # like the files of `keep_bytes`
+    try:
+        unfinished.rename(folder)
+    except OSError:
+        if not _is_whole(folder):  # else another process was faster, and theirs is as good
+            raise

@@ -1,0 +1,185 @@
+"""OpenVINO: the default on a CPU.
+
+The Keras network is called on OpenVINO's own parameters (Keras' OpenVINO backend), which gives a graph for any number of rows.
+On disk: that graph once, and for every batch size what OpenVINO compiled it to on this kind of machine. A start from disk needs
+neither Keras nor a compilation.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino as ov
+from openvino import opset16
+
+from triptych.engines import AUTO, NetworkSource, Precision
+from triptych.engines.cache import code_digest, find_or_fill, keep_bytes, kept_bytes
+from triptych.engines.compiled import Arrays, CompiledNetwork, RowSpec
+from triptych.engines.distributions import installed_version
+from triptych.engines.hardware import available_cpus, has_bfloat16, instruction_set
+from triptych.engines.keras_backend import import_keras
+from triptych.errors import EngineError
+
+_log = logging.getLogger(__name__)
+
+_DEVICE = "CPU"
+_HINTS = {Precision.FLOAT32: ov.Type.f32, Precision.BFLOAT16: ov.Type.bf16, Precision.FLOAT16: ov.Type.f16}
+_CAPABILITIES = {Precision.FLOAT32: "FP32", Precision.BFLOAT16: "BF16", Precision.FLOAT16: "FP16"}
+
+# Compiling takes several times the memory of the weights: networks above this many bytes are compiled one after the other.
+_LARGE = 2**28
+
+# Constants smaller than this stay as they are: what half precision would save is not worth an operation.
+_SMALL = 1024
+
+
+class OpenVINOEngine:
+    """See `triptych.engines.Engine`."""
+
+    name = "openvino"
+    device = "cpu"
+
+    def __init__(self, *, threads: int | None = None) -> None:
+        self.threads = threads
+        self.version = ov.get_version().partition("-")[0]
+        self._core = ov.Core()
+
+    def choose_precision(self, wanted: str) -> Precision:
+        if wanted == AUTO:
+            return Precision.BFLOAT16 if has_bfloat16() else Precision.FLOAT32
+        capabilities = self._core.get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES")
+        offered = [precision for precision in Precision if _CAPABILITIES[precision] in capabilities]
+        if wanted not in offered:
+            raise EngineError(f"this CPU does not compute in {wanted!r}; choose {', '.join(offered)} or auto")
+        return Precision(wanted)
+
+    def compile(
+        self,
+        source: NetworkSource,
+        rows: Mapping[str, RowSpec],
+        *,
+        batch_sizes: Sequence[int],
+        precision: Precision,
+        cache_folder: Path,
+    ) -> CompiledNetwork:
+        folder, from_cache = find_or_fill(
+            cache_folder, f"{source.name}-{self.name}", _key(source, rows), partial(_save_graph, source, rows)
+        )
+        compilation = _Compilation(self._core, folder, rows, self._properties(precision))
+        return CompiledNetwork(compilation.run_for(batch_sizes), rows, batch_sizes, from_cache=from_cache)
+
+    def _properties(self, precision: Precision) -> dict[str, Any]:
+        properties = {
+            "INFERENCE_PRECISION_HINT": _HINTS[precision],
+            "PERFORMANCE_HINT": "LATENCY",
+            # Stages share machines: pinned threads of two processes would meet on one core while another idles.
+            "ENABLE_CPU_PINNING": False,
+        }
+        return properties if self.threads is None else {**properties, "INFERENCE_NUM_THREADS": self.threads}
+
+
+class _Compilation:
+    """Compiles the graph of a folder for this machine, or finds it compiled."""
+
+    def __init__(self, core: ov.Core, folder: Path, rows: Mapping[str, RowSpec], properties: dict[str, Any]) -> None:
+        self.core = core
+        self.folder = folder
+        self.rows = rows
+        self.properties = properties
+        machine = [core.get_property(_DEVICE, "FULL_DEVICE_NAME"), instruction_set(), available_cpus()]
+        content = repr([ov.get_version(), machine, sorted((name, str(value)) for name, value in properties.items())])
+        self.digest = hashlib.sha256(content.encode()).hexdigest()[:16]
+
+    def run_for(self, batch_sizes: Sequence[int]) -> Any:
+        """What runs any of the batch sizes."""
+        large = (self.folder / "network.bin").stat().st_size > _LARGE
+        with ThreadPoolExecutor(max_workers=1 if large else available_cpus()) as pool:
+            networks = dict(zip(batch_sizes, pool.map(self._load_or_compile, batch_sizes), strict=True))
+        requests = {size: network.create_infer_request() for size, network in networks.items()}
+        return partial(_infer, requests)
+
+    def _load_or_compile(self, batch_size: int) -> ov.CompiledModel:
+        path = self.folder / "compiled" / f"{batch_size}-{self.digest}"
+        return self._load(path) or self._compile(batch_size, path)
+
+    def _load(self, path: Path) -> ov.CompiledModel | None:
+        if (content := kept_bytes(path)) is None:
+            return None
+        try:
+            return self.core.import_model(ov.Tensor(np.frombuffer(content, np.uint8)), _DEVICE, self.properties)
+        except RuntimeError as error:
+            _log.warning("%s cannot be read and is compiled anew: %s", path, error)
+            return None
+
+    def _compile(self, batch_size: int, path: Path) -> ov.CompiledModel:
+        try:
+            graph = self.core.read_model(self.folder / "network.xml")
+            graph.reshape({name: [batch_size, *row.shape] for name, row in self.rows.items()})
+            compiled = self.core.compile_model(graph, _DEVICE, self.properties)
+        except RuntimeError as error:
+            raise EngineError(f"OpenVINO cannot compile {self.folder.name} for {batch_size} rows: {error}") from error
+        content = io.BytesIO()
+        compiled.export_model(content)
+        keep_bytes(path, content.getvalue())
+        return compiled
+
+
+def _infer(requests: Mapping[int, ov.InferRequest], inputs: Arrays) -> dict[str, np.ndarray]:
+    request = requests[len(next(iter(inputs.values())))]
+    outputs = request.infer(inputs, share_inputs=True)  # outputs are copies
+    return {port.get_any_name(): array for port, array in outputs.items()}
+
+
+def _key(source: NetworkSource, rows: Mapping[str, RowSpec]) -> dict[str, Any]:
+    """What decides the graph. Precision, batch sizes and the machine decide only what it is compiled to."""
+    return {
+        "network": source.key,
+        "rows": {name: [list(row.shape), row.dtype] for name, row in rows.items()},
+        "code": code_digest(__package__),
+        "versions": {name: installed_version(name) for name in ("keras", "openvino")},
+    }
+
+
+def _save_graph(source: NetworkSource, rows: Mapping[str, RowSpec], folder: Path) -> None:
+    import_keras("openvino")
+    graph = _trace(source.build(), rows)
+    _halve_constants(graph)
+    ov.save_model(graph, os.fspath(folder / "network.xml"), compress_to_fp16=False)
+
+
+def _trace(model: Any, rows: Mapping[str, RowSpec]) -> ov.Model:
+    """The network as a graph of OpenVINO's operations, for any number of rows."""
+    from keras.src.backend.openvino.core import OpenVINOKerasTensor
+
+    parameters = {name: opset16.parameter([-1, *row.shape], np.dtype(row.dtype), name=name) for name, row in rows.items()}
+    outputs = model({name: OpenVINOKerasTensor(parameter.output(0)) for name, parameter in parameters.items()})
+    for name, parameter in parameters.items():
+        parameter.output(0).set_names({name})
+    results = []
+    for name, tensor in outputs.items():
+        result = opset16.result(opset16.convert(tensor.output, "f32"))
+        result.output(0).set_names({name})
+        results.append(result)
+    return ov.Model(results, list(parameters.values()), model.name)
+
+
+def _halve_constants(graph: ov.Model) -> None:
+    """Keeps weights in half precision where that is exact: most checkpoints are half precision, and twice as large as float32."""
+    for node in graph.get_ops():
+        if node.get_type_name() != "Constant" or node.get_element_type() != ov.Type.f32 or node.data.size < _SMALL:
+            continue
+        with np.errstate(over="ignore"):
+            half = node.data.astype(np.float16)
+        if np.array_equal(half.astype(np.float32), node.data):
+            float32 = opset16.convert(opset16.constant(half), "f32")
+            for target in node.output(0).get_target_inputs():
+                target.replace_source_output(float32.output(0))
