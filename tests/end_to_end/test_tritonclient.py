@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -14,20 +15,22 @@ from typing import Any
 import numpy as np
 import pytest
 import uvicorn
+from PIL import Image
 
 from tests.fakes import FakeDecoder, FakeDiffusion, FakeTextEncoder
 from triptych.contract import DecodeRequest, Denoised, DenoiseRequest, EncodeRequest, ImageFormat
 from triptych.serving.settings import StageSettings
 from triptych.serving.stage_app import stage_app
 
+ROOT = Path(__file__).resolve().parents[2]
 TOKEN = "s3cret"
 STAGES = {"text_encoder": FakeTextEncoder, "diffusion": FakeDiffusion, "decoder": FakeDecoder}
 
 
 @contextmanager
-def serving(stage: Any) -> Iterator[str]:
+def serving(stage: Any, **settings: Any) -> Iterator[str]:
     """A stage's service on a socket, by host and port."""
-    app = stage_app(stage, StageSettings(token=TOKEN))  # type: ignore[arg-type]
+    app = stage_app(stage, StageSettings(**settings))
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, access_log=False))
     thread = Thread(target=server.run)
     thread.start()
@@ -42,19 +45,25 @@ def serving(stage: Any) -> Iterator[str]:
         thread.join()
 
 
-@pytest.fixture(scope="module")
-def seen() -> dict[str, Any]:
-    """What the client saw of three running services."""
-    root = Path(__file__).resolve().parents[2]
-    python = root / ".venv-triton" / "bin" / "python"
+def run_triton(arguments: list[str], folder: Path) -> str:
+    """What a script prints that finds tritonclient and nothing of ours."""
+    python = ROOT / ".venv-triton" / "bin" / "python"
     if not python.exists():
         pytest.skip("there is no .venv-triton with tritonclient in it: `make test` makes one")
-    with ExitStack() as stack:
-        addresses = [stack.enter_context(serving(stage())) for stage in STAGES.values()]
-        script = Path(__file__).with_name("triton_client.py")
-        finished = subprocess.run([python, script, TOKEN, *addresses], capture_output=True, text=True, timeout=100, check=False)
+    command = [str(python), *arguments]
+    finished = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=100, check=False)
     assert finished.returncode == 0, finished.stderr
-    results: dict[str, Any] = json.loads(finished.stdout)
+    return finished.stdout
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What the client saw of three running services."""
+    script = Path(__file__).with_name("triton_client.py")
+    with ExitStack() as stack:
+        addresses = [stack.enter_context(serving(stage(), token=TOKEN)) for stage in STAGES.values()]
+        output = run_triton([str(script), TOKEN, *addresses], tmp_path_factory.mktemp("triton"))
+    results: dict[str, Any] = json.loads(output)
     return results
 
 
@@ -123,3 +132,15 @@ def test_its_errors_have_our_words(seen: dict[str, Any]) -> None:
     assert seen["denoised"]["wrong_name"][1].startswith("there is no input 'contexts'; the inputs are context")
     assert seen["denoised"]["timeout"][1].startswith("there is no parameter 'timeout'")
     assert seen["decoded"]["nan"] == ["422", "latents has values that are NaN or infinite"]
+
+
+def test_the_example_of_the_page_makes_a_picture(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "wire.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    with ExitStack() as stack:
+        for port, stage in zip((8001, 8002, 8003), STAGES.values(), strict=True):
+            assert example.count(f"127.0.0.1:{port}") == 1
+            example = example.replace(f"127.0.0.1:{port}", stack.enter_context(serving(stage())))
+        run_triton(["-c", example], tmp_path)
+    with Image.open(tmp_path / "triptych.png") as picture:
+        assert picture.size == FakeDecoder.profile.sizes[0]

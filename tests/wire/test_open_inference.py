@@ -66,13 +66,13 @@ def test_a_response_comes_back(outputs: dict[str, Array], parameters: dict[str, 
         {"latents": (1, 64, 64, 4)},
     ],
 )
-def test_the_wire_adds_less_than_two_percent_on_stable_diffusion_shapes(tensors: dict[str, tuple[int, ...]]) -> None:
+def test_the_wire_adds_next_to_nothing_on_stable_diffusion_shapes(tensors: dict[str, tuple[int, ...]]) -> None:
     arrays: dict[str, Array] = {
         name: np.zeros(shape, np.uint64 if name == "seed" else np.float32) for name, shape in tensors.items()
     }
     parameters = {"num_steps": 50, "guidance_scale": 7.5, "sampler": "dpmpp_2m_karras", "width": 512, "height": 512}
     body = encode_request(InferRequest(inputs=arrays, parameters=parameters, id="0" * 32))
-    assert len(body.content) <= 1.02 * sum(array.nbytes for array in arrays.values())
+    assert len(body.content) <= 1.005 * sum(array.nbytes for array in arrays.values())
 
 
 def test_tensors_start_where_they_need_not_be_copied() -> None:
