@@ -65,7 +65,7 @@ TABLE = {
     "services/all_in_one": room("gateway stages serving"),
     "training": room("contract sampling models checkpoints engines stages pipeline", backends=True),
     "benchmarks": room(
-        "contract wire sampling models checkpoints engines stages pipeline remote serving gateway client", backends=True
+        "contract wire sampling models checkpoints engines stages pipeline remote serving gateway client cli", backends=True
     ),
 }
 
