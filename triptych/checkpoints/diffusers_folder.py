@@ -144,7 +144,7 @@ def load_network(folder: Path, network: Network, *, data_format: str | None = No
     fresh = {"kernel_initializer": "zeros"}  # random ones would take longer than the loading
     match network:
         case Network.TEXT_ENCODER:
-            model = build_text_encoder(files.text_encoder, **fresh)
+            model = build_text_encoder(files.text_encoder, embeddings_initializer="zeros", **fresh)
         case Network.UNET:
             model = build_unet(files.unet, data_format=data_format, **fresh)
         case Network.VAE_ENCODER:

@@ -9,7 +9,9 @@ from triptych.models.config import CLIPTextConfig
 from triptych.models.layers import dense, layer_norm, multi_head_attention
 
 
-def build_text_encoder(config: CLIPTextConfig, *, kernel_initializer="glorot_uniform") -> keras.Model:
+def build_text_encoder(
+    config: CLIPTextConfig, *, kernel_initializer="glorot_uniform", embeddings_initializer="random_normal"
+) -> keras.Model:
     """The text encoder.
 
     Inputs: `tokens` (B, T) int32, T being `max_position_embeddings`.
@@ -32,8 +34,10 @@ def build_text_encoder(config: CLIPTextConfig, *, kernel_initializer="glorot_uni
         return layer_norm(x, name, config.layer_norm_eps)
 
     tokens = keras.Input((config.max_position_embeddings,), dtype="int32", name="tokens")
-    x = layers.Embedding(config.vocab_size, config.hidden_size, name="text_model.embeddings.token_embedding")(tokens)
-    x = PositionEmbedding(name="text_model.embeddings.position_embedding")(x)
+    x = layers.Embedding(
+        config.vocab_size, config.hidden_size, embeddings_initializer, name="text_model.embeddings.token_embedding"
+    )(tokens)
+    x = PositionEmbedding(embeddings_initializer, name="text_model.embeddings.position_embedding")(x)
     for i in range(config.num_hidden_layers):
         block = f"text_model.encoder.layers.{i}"
         x = x + self_attention(norm(x, f"{block}.layer_norm1"), f"{block}.self_attn")
@@ -53,8 +57,12 @@ ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": lambda x: ops.gelu(x, approxima
 class PositionEmbedding(layers.Layer):
     """Adds to each token (B, T, D) a learnt vector of its position."""
 
+    def __init__(self, initializer, **kwargs):
+        super().__init__(**kwargs)
+        self.initializer = initializer
+
     def build(self, input_shape):
-        self.embeddings = self.add_weight(shape=input_shape[1:], initializer="random_normal", name="embeddings")
+        self.embeddings = self.add_weight(shape=input_shape[1:], initializer=self.initializer, name="embeddings")
 
     def call(self, x):
         return x + self.embeddings

@@ -123,16 +123,20 @@ class UNetLayers(ImageLayers):
 class TimestepWaves(layers.Layer):
     """Timesteps (B,) as sines and cosines of falling frequencies, (B, width).
 
-    In float32 whatever the precision of the network: half precision does not tell 999 from 1000.
+    In float32 whatever the precision of the network, because half precision does not tell 999 from 1000. OpenVINO rounds between
+    its kernels all the same: so the angle is folded into one turn within the kernel that reads the timestep, and what is
+    rounded after that does no harm.
     """
 
     def __init__(self, width, flip_sin_to_cos, freq_shift, **kwargs):
         super().__init__(dtype="float32", **kwargs)
         self.flip_sin_to_cos = flip_sin_to_cos
         half = width // 2
-        self.frequencies = np.exp(-math.log(10000) * np.arange(half) / (half - freq_shift)).astype(np.float32)
+        frequencies = np.exp(-math.log(10000) * np.arange(half) / (half - freq_shift))
+        self.turns_per_step = (frequencies / (2 * math.pi)).astype(np.float32)[:, None]
 
     def call(self, timestep):
-        angles = ops.expand_dims(timestep, -1) * self.frequencies
+        turns = timestep * self.turns_per_step
+        angles = 2 * math.pi * (turns - ops.floor(turns + 0.5))
         waves = [ops.sin(angles), ops.cos(angles)]
-        return ops.concatenate(waves[::-1] if self.flip_sin_to_cos else waves, axis=-1)
+        return ops.transpose(ops.concatenate(waves[::-1] if self.flip_sin_to_cos else waves, axis=0))
