@@ -125,6 +125,23 @@ async def test_two_requests_at_once_both_succeed(connect) -> None:
     assert [task.result().status_code for task in both] == [200, 200]
 
 
+async def test_one_request_too_many_is_refused_unread(connect) -> None:
+    stage = FakeTextEncoder(gate=asyncio.Event())
+    client = connect(app_of(stage, max_requests=1))
+    first = asyncio.create_task(client.post(INFER, json=PROMPT))
+    await stage.arrivals.get()
+
+    async def unread():
+        yield pytest.fail("the body was read")
+
+    refused = await client.post(INFER, content=unread())
+    assert (refused.status_code, refused.headers["Retry-After"]) == (429, "1")
+    assert stage.gate is not None
+    stage.gate.set()
+    assert (await first).status_code == 200
+    assert (await client.post(INFER, json=PROMPT)).status_code == 200
+
+
 async def test_a_full_queue_is_429(connect) -> None:
     stage = FakeTextEncoder(failure=QueueFull("64 jobs are waiting", retry_after_seconds=4.2))
     response = await connect(app_of(stage)).post(INFER, json=PROMPT)
@@ -152,24 +169,48 @@ async def test_a_stage_that_is_too_slow_is_504_and_stops(connect, seconds: str) 
     assert stage.cancelled == len(stage.asked)
 
 
+class Caller:
+    """A caller at the ASGI seam, because a client in the same process cannot hang up."""
+
+    def __init__(self) -> None:
+        self.messages: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        self.received: list[dict[str, Any]] = []
+
+    def send(self, content: bytes, *, more: bool) -> None:
+        self.messages.put_nowait({"type": "http.request", "body": content, "more_body": more})
+
+    def leave(self) -> None:
+        self.messages.put_nowait({"type": "http.disconnect"})
+
+    async def call(self, app: Any) -> None:
+        async def receive_response(message: Any) -> None:
+            self.received.append(message)
+
+        scope: Scope = {"type": "http", "method": "POST", "path": INFER, "headers": [], "query_string": b"", "server": None}
+        await app(scope, self.messages.get, receive_response)
+
+
 async def test_a_caller_that_leaves_stops_the_work() -> None:
-    """At the ASGI seam, because a client in the same process cannot hang up."""
     stage = FakeTextEncoder(gate=asyncio.Event())
-    body = json.dumps(PROMPT).encode()
-    messages: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
-    messages.put_nowait({"type": "http.request", "body": body, "more_body": False})
-    sent: list[dict[str, Any]] = []
-
-    async def send(message: Any) -> None:
-        sent.append(message)
-
-    scope: Scope = {"type": "http", "method": "POST", "path": INFER, "headers": [], "query_string": b"", "server": None}
-    request = asyncio.create_task(app_of(stage)(scope, messages.get, send))
+    caller = Caller()
+    caller.send(json.dumps(PROMPT).encode(), more=False)
+    call = asyncio.create_task(caller.call(app_of(stage)))
     await stage.arrivals.get()
-    messages.put_nowait({"type": "http.disconnect"})
-    await request
+    caller.leave()
+    await call
     assert stage.cancelled == 1
-    assert sent[0]["status"] == 499
+    assert caller.received[0]["status"] == 499
+
+
+async def test_a_caller_that_leaves_in_mid_request_is_no_bug(logged) -> None:
+    stage = FakeTextEncoder()
+    caller = Caller()
+    caller.send(b'{"inputs": [', more=True)
+    caller.leave()
+    await caller.call(app_of(stage))
+    assert caller.received[0]["status"] == 499
+    assert [entry["event"] for entry in logged] == ["request"]
+    assert stage.asked == []
 
 
 async def test_values_that_are_not_finite_do_not_leave(connect) -> None:

@@ -9,9 +9,19 @@ from typing import Any, TypeAlias
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 
-from triptych.errors import CallerError, InvalidValue, MethodNotAllowed, NotFound, QueueFull, TriptychError, Unauthenticated
+from triptych.errors import (
+    CallerError,
+    ClientLeft,
+    InvalidValue,
+    MethodNotAllowed,
+    NotFound,
+    QueueFull,
+    TriptychError,
+    Unauthenticated,
+)
 
 ErrorBody: TypeAlias = Callable[[TriptychError], Mapping[str, Any]]
 """What an error looks like as JSON: each protocol has its own shape."""
@@ -44,6 +54,7 @@ def add_error_handlers(app: FastAPI, body: ErrorBody) -> None:
     app.add_exception_handler(TriptychError, answer)
     app.add_exception_handler(HTTPException, answer_framework)
     app.add_exception_handler(RequestValidationError, answer_framework)
+    app.add_exception_handler(ClientDisconnect, answer_framework)
 
 
 def _headers(error: TriptychError) -> dict[str, str]:
@@ -56,6 +67,8 @@ def _headers(error: TriptychError) -> dict[str, str]:
 
 
 def _translate(request: Request, error: Exception) -> CallerError:
+    if isinstance(error, ClientDisconnect):
+        return ClientLeft("the client closed the connection before its request was read")
     if isinstance(error, RequestValidationError):
         first = error.errors()[0]
         field = str(first["loc"][-1])

@@ -20,6 +20,7 @@ from triptych.errors import (
     UnsupportedMediaType,
 )
 from triptych.serving.auth import Guard
+from triptych.serving.places import Places
 from triptych.serving.presence import cancelled_at, cancelled_when_the_client_leaves
 from triptych.serving.served_models import ServedModel
 from triptych.serving.settings import StageSettings
@@ -67,6 +68,7 @@ def _health_router(models: Mapping[str, ServedModel]) -> APIRouter:
 
 def _model_router(models: Mapping[str, ServedModel], settings: StageSettings) -> APIRouter:
     router = APIRouter()
+    places = Places(settings.max_requests)
 
     @router.get("/v2")
     async def server_metadata() -> Response:
@@ -90,7 +92,9 @@ def _model_router(models: Mapping[str, ServedModel], settings: StageSettings) ->
     @router.post("/v2/models/{model}/infer")
     @router.post("/v2/models/{model}/versions/{version}/infer")
     async def infer(request: Request, model: str, version: str = VERSION) -> Response:
-        return await _infer(_find(models, model, version), request, settings)
+        served = _find(models, model, version)
+        with places.take():
+            return await _infer(served, request, settings)
 
     return router
 

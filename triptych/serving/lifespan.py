@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Protocol
@@ -53,6 +54,7 @@ def _has_failed(task: asyncio.Task[None]) -> bool:
 
 
 async def _start(stages: Sequence[Startable], started: list[Startable]) -> None:
+    begun = time.monotonic()
     for stage in stages:
         try:
             await _in_thread(stage.start)
@@ -62,7 +64,7 @@ async def _start(stages: Sequence[Startable], started: list[Startable]) -> None:
             # a container, where its default action is to be ignored.
             raise SystemExit(EXIT_START_FAILED) from None
         started.append(stage)
-    log.info("ready")
+    log.info("ready", seconds=round(time.monotonic() - begun, 3))
 
 
 def _log_failure(error: Exception) -> None:

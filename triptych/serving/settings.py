@@ -75,7 +75,7 @@ class ServerSettings(BaseSettings):
     insecure: bool = False
     """Serve everybody who can reach the port, without a token."""
 
-    max_body_bytes: PositiveInt = 64 * 2**20
+    max_body_bytes: PositiveInt = 32 * 2**20
     """The largest request that is read."""
 
     request_timeout_seconds: Annotated[float, Field(gt=0)] = 600.0
@@ -135,6 +135,9 @@ class StageSettings(ServerSettings):
 
     max_rows: PositiveInt = 64
     """Rows that one request may have."""
+
+    max_requests: PositiveInt = 128
+    """Requests that are read or worked on at the same time; one more is refused with 429, unread."""
 
     cached_contexts: Annotated[int, Field(ge=0)] = 256
     """Prompts whose contexts the text encoder keeps; 0 keeps none."""
