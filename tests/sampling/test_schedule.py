@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from typing import Any
 
@@ -46,6 +47,18 @@ def test_the_scaled_linear_schedule_is_keras_cvs_table(timestep: int, alpha_cump
 def test_the_schedule_is_the_cumulative_product_of_one_minus_beta(config: ScheduleConfig, betas: np.ndarray) -> None:
     np.testing.assert_allclose(alphas_cumprod(config), np.cumprod(1 - betas), rtol=2e-6)
     assert alphas_cumprod(config).dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("config", "digest"),
+    [
+        (STABLE_DIFFUSION, "b0c6833c866f3aae5d58606971a4297931251d8ed9c31d9a8b849e13ca14e3b6"),
+        (ScheduleConfig(), "b5555536933367c4ad73b4e972e1701b8cf631f368d370f1f05c23c5881f1994"),
+    ],
+)
+def test_the_schedule_is_diffusers_to_the_bit(config: ScheduleConfig, digest: str) -> None:
+    # Of DDIMScheduler(...).alphas_cumprod in diffusers 0.42; tests/reference/test_sampling.py compares with it live.
+    assert hashlib.sha256(alphas_cumprod(config).astype("<f4").tobytes()).hexdigest() == digest
 
 
 def test_zero_terminal_snr_keeps_the_start_and_ends_in_noise() -> None:

@@ -82,6 +82,11 @@ def test_trailing_never_goes_below_zero(num_steps: int) -> None:
     assert timesteps[-1] >= 0
 
 
+def test_trailing_rounds_ties_as_diffusers_does() -> None:
+    # 1000 - 3 * 1000 / 48 is 937.5: numpy.arange's float64 falls just below.
+    assert spaced_timesteps(ScheduleConfig(), 48, default=TRAILING)[3] == 936
+
+
 @pytest.mark.parametrize("spacing", TimestepSpacing)
 @pytest.mark.parametrize("leave_out_last", [False, True])
 def test_any_number_of_steps_gives_distinct_timesteps_or_is_refused(spacing: TimestepSpacing, leave_out_last: bool) -> None:
