@@ -19,7 +19,8 @@ from tests.gateway.running import Stages
 from tests.gateway.served import served
 from triptych.cli import main
 from triptych.cli.processes import free_ports
-from triptych.errors import StageFailed
+from triptych.errors import StageFailed, StartError
+from triptych.serving.settings import StageSettings
 
 
 @dataclass(frozen=True)
@@ -182,6 +183,45 @@ class TestServe:
         assert "the process that started this service has ended" in ended.stderr
 
 
+class TestPrepare:
+    def test_the_stage_is_started_once_and_closed(self, run: Run, monkeypatch: pytest.MonkeyPatch, cache_folder: Path) -> None:
+        calls: list[object] = []
+
+        class Stage:
+            def __init__(self, name: str, settings: StageSettings) -> None:
+                calls.append((name, settings.cache_folder))
+
+            def start(self) -> None:
+                calls.append("start")
+
+            def close(self) -> None:
+                calls.append("close")
+
+        monkeypatch.setattr("triptych.cli.service._make_stage", Stage)
+        # The token of the service to come is not asked for: nothing listens yet.
+        monkeypatch.setenv("TRIPTYCH_HOST", "0.0.0.0")
+        ended = run("prepare", "decoder")
+        assert calls == [("decoder", cache_folder), "start", "close"]
+        assert ended.out.endswith(f"decoder is prepared in {cache_folder}\n")
+        assert ended.code == 0
+
+    def test_a_stage_that_does_not_start_is_one_sentence(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+        class Stage:
+            def __init__(self, name: str, settings: StageSettings) -> None:
+                pass
+
+            def start(self) -> None:
+                raise StartError("there is no such model")
+
+        monkeypatch.setattr("triptych.cli.service._make_stage", Stage)
+        ended = run("prepare", "diffusion")
+        assert ended.code == 1
+        assert ended.err == "error: there is no such model\n"
+
+    def test_a_gateway_has_nothing_to_prepare(self, run: Run) -> None:
+        assert run("prepare", "central").code == 2
+
+
 def test_the_version(run: Run) -> None:
     assert run("--version").out == f"triptych {version('triptych')}\n"
 
@@ -189,7 +229,7 @@ def test_the_version(run: Run) -> None:
 def test_help_names_every_command(run: Run) -> None:
     ended = run("--help")
     assert ended.code == 0
-    for command in ("serve", "up", "generate", "demo"):
+    for command in ("serve", "prepare", "up", "generate", "demo"):
         assert command in ended.out
 
 

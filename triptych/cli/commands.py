@@ -35,6 +35,14 @@ class ServiceName(StrEnum):
     ALL_IN_ONE = "all_in_one"
 
 
+class Stage(StrEnum):
+    """What `triptych prepare` can prepare."""
+
+    TEXT_ENCODER = "text_encoder"
+    DIFFUSION = "diffusion"
+    DECODER = "decoder"
+
+
 def main() -> None:
     """Runs the command that the command line names. Errors are one sentence on stderr and exit code 1."""
     signal.signal(signal.SIGTERM, _interrupt)
@@ -86,6 +94,14 @@ def serve(
     if parent is not None:
         end_with_parent(parent)
     run_service(service, host=host, port=port, insecure=insecure)
+
+
+@app.command()
+def prepare(stage: Annotated[Stage, typer.Argument(help="Which stage.")]) -> None:
+    """Compile a stage's network into the cache folder and end, so that the service starts fast: a step in building an image."""
+    from triptych.cli.service import prepare_stage
+
+    prepare_stage(stage)
 
 
 @app.command()

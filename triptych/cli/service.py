@@ -33,6 +33,24 @@ def run_service(service: str, *, host: str | None, port: int | None, insecure: b
     serve(make_app(service, settings), settings, port=ports.get(service, GATEWAY_PORT))
 
 
+def prepare_stage(stage: str) -> None:
+    """Starts a stage once, which leaves its compiled network in the cache folder, and serves nothing.
+
+    Raises:
+        TriptychError: A setting is impossible, or the stage does not start.
+    """
+    from triptych.cli.console import say
+    from triptych.serving.logs import configure_logging
+    from triptych.serving.settings import StageSettings, read_settings
+
+    settings = read_settings(StageSettings, host=LOOPBACK)
+    configure_logging(log_format=settings.log_format, log_level=settings.log_level)
+    prepared = _make_stage(stage, settings)
+    prepared.start()
+    prepared.close()
+    say(f"{stage} is prepared in {settings.cache_folder}")
+
+
 def make_app(service: str, settings: Any) -> FastAPI:
     """The service's app, which starts its stages when it is served and not before.
 
