@@ -17,7 +17,7 @@ export PROMPT
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-reference lint fix up bench train constraints clean
+.PHONY: help demo test test-reference lint fix up containers bench train constraints clean
 
 help:  ## list the verbs
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' $(MAKEFILE_LIST) | awk -F '\t' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -38,11 +38,16 @@ lint: $(VENV)/.installed-test  ## style and types; changes nothing
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/mypy
+	$(VENV)/bin/hadolint services/*/Dockerfile
+	$(VENV)/bin/check-jsonschema --builtin-schema vendor.compose-spec compose.yaml compose.gpu.yaml
 
 fix: $(VENV)/.installed-test  ## mend what a machine can mend: style, and the generated pages of docs/
 	$(VENV)/bin/ruff check --fix
 	$(VENV)/bin/ruff format
 	$(VENV)/bin/python docs/generate.py
+
+containers: $(VENV)/.installed-test  ## build the images, run compose.yaml for real and take it down; needs a container engine
+	$(VENV)/bin/python deploy/containers/try.py
 
 bench: $(VENV)/.installed-test  ## measure what the README states; the results go to benchmarks/results
 	$(VENV)/bin/python -m benchmarks.gateway
