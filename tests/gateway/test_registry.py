@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import pytest
 import structlog
 
 from tests.fakes import FakeDecoder, FakeDiffusion, FakeTextEncoder, with_profile
-from triptych.errors import NotFound, StageNotReady, StagesDoNotFit
+from triptych.errors import NotFound, StageNotReady, StagesDoNotFit, StageTimeout
 from triptych.gateway import registry as registry_module
 from triptych.gateway.registry import NAMED_BY_ITS_DIFFUSION_STAGE, Identities, Model, Registry
 from triptych.pipeline import Pipeline
@@ -168,6 +169,18 @@ async def test_a_stage_that_never_says_who_it_is_is_named(monkeypatch: pytest.Mo
 
     with pytest.raises(StageNotReady, match=r"did not say who it is within 0\.01 s"):
         await model.known()
+
+
+async def test_a_question_ends_with_the_callers_patience_and_names_who_was_silent() -> None:
+    diffusion = CountingDiffusion()
+    model = Model("mine", Pipeline(FakeTextEncoder(), diffusion, FakeDecoder()))
+
+    with pytest.raises(StageTimeout, match="the diffusion stage did not say who it is before the request's deadline") as error:
+        await model.known(deadline=time.monotonic() + 0.01)
+
+    assert error.value.stage == "diffusion"
+    diffusion.may_answer.set()
+    await model.known(deadline=time.monotonic() + 10)
 
 
 async def test_a_bug_in_a_stage_is_a_problem_and_goes_to_the_log() -> None:

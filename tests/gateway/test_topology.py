@@ -94,10 +94,23 @@ async def test_a_wrong_token_is_the_operators_fault_and_not_the_callers() -> Non
     assert "other" not in response.text
 
 
-async def test_a_prompt_that_is_too_long_is_the_callers() -> None:
+LONG = "word " * 100
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"prompt": LONG}, "prompt"),
+        ({"prompt": LONG, "negative_prompt": LONG}, "prompt"),
+        ({"prompt": LONG, "guidance_scale": 1}, "prompt"),
+        ({"prompt": "x", "negative_prompt": LONG}, "negative_prompt"),
+    ],
+)
+async def test_a_prompt_that_is_too_long_is_named_though_the_wire_does_not_say_which(body: Mapping[str, Any], param: str) -> None:
     async with remote_client(Network(Stages())) as client:
-        response = await client.post("/generate", json={"prompt": "word " * 100})
+        response = await client.post("/generate", json=body)
     assert response.status_code == 422
+    assert response.json()["error"]["param"] == param
     assert "the prompt has 100 tokens" in response.json()["error"]["message"]
 
 

@@ -19,21 +19,21 @@ def four_services(ports: tuple[int, ...]) -> tuple[Service, ...]:
     """
     gateway_port, *stage_ports = ports
     stages = tuple(
-        Service(name=stage, port=port, command=_serve(stage, port), ready_path="/v2/health/ready")
+        Service(name=stage, port=port, command=serve_command(stage, port), ready_path="/v2/health/ready")
         for stage, port in zip(STAGES, stage_ports, strict=True)
     )
     addresses = {f"TRIPTYCH_{stage.name.upper()}_URL": stage.url for stage in stages}
     gateway = Service(
         name="central",
         port=gateway_port,
-        command=_serve("central", gateway_port),
+        command=serve_command("central", gateway_port),
         ready_path="/health/ready",
         environment=addresses,
     )
     return (*stages, gateway)
 
 
-def _serve(name: str, port: int) -> tuple[str, ...]:
+def serve_command(name: str, port: int) -> tuple[str, ...]:
     """The command of a service that ends when this process does."""
     options = ("--host", HOST, "--port", str(port), "--parent", str(os.getpid()))
     return (sys.executable, "-m", "triptych.cli", "serve", name, *options)

@@ -14,7 +14,7 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 from starlette.responses import Response
 
-from triptych.contract import ImageFormat
+from triptych.contract import EncodeRequest, ImageFormat, StageName
 from triptych.errors import InvalidValue, NotAcceptable, StageError, TriptychError, UnsupportedMediaType
 from triptych.gateway import event_stream
 from triptych.gateway.errors import ErrorAnswer, gateway_error
@@ -247,8 +247,8 @@ def _contradiction(media_type: str, body: GenerateBody) -> InvalidValue | None:
 async def _accept(gateway: Gateway, request: Request, body: GenerateBody, media_type: str, arrived: float) -> Job:
     """The request as a job of a model that is there and can do it."""
     deadline = read_deadline(request.headers, longest_seconds=gateway.settings.request_timeout_seconds)
-    model = await gateway.registry.find(body.model)
-    identities = await model.known()
+    model = await gateway.registry.find(body.model, deadline=deadline)
+    identities = await model.known(deadline=deadline)
     if media_type in IMAGES:
         body = body.model_copy(update={"output_format": IMAGES[media_type]})
     return Job(
@@ -269,15 +269,30 @@ async def _work(gateway: Gateway, job: Job) -> AsyncGenerator[StageProgress | An
             async with aclosing(job.model.pipeline.generate(job.parameters.to_request(), deadline=job.deadline)) as events:
                 async for event in events:
                     if isinstance(event, StageProgress):
+                        at_work = event.stage
                         yield event
                     else:
                         generated = event
     except StageError:
         job.model.forget()
         raise
+    except InvalidValue as error:
+        raise (await _name_the_prompt(job, error) if at_work is StageName.TEXT_ENCODER else error) from None
     # The place is free again before the answer is sent: a slow reader holds nobody up.
     gateway.metrics.count(generated, job.parameters.model)
     yield Answer(job=job, generated=generated, queue_seconds=queue_seconds)
+
+
+async def _name_the_prompt(job: Job, error: InvalidValue) -> InvalidValue:
+    """The text encoder was sent two prompts and refuses one of them; asked for the first alone it shows which."""
+    prompt, *others = job.parameters.to_request().to_encode().prompts
+    try:
+        if others:
+            await job.model.pipeline.text_encoder.encode(EncodeRequest(prompts=(prompt,)), deadline=job.deadline)
+            return InvalidValue(error.message, param="negative_prompt")
+    except InvalidValue:
+        pass
+    return InvalidValue(error.message, param="prompt")
 
 
 async def _work_to_the_end(gateway: Gateway, job: Job) -> Answer:

@@ -17,7 +17,7 @@ from triptych.contract import (
     TextEncoderIdentity,
     check_fit,
 )
-from triptych.errors import NotFound, StageNotReady, StagesDoNotFit, TriptychError
+from triptych.errors import NotFound, StageNotReady, StagesDoNotFit, StageTimeout, TriptychError
 from triptych.pipeline import Pipeline
 from triptych.wire.open_inference import quoted
 
@@ -70,6 +70,8 @@ class Model:
         self._configured_name = configured_name
         self._asking = asyncio.Lock()
         self._asked_at = float("-inf")
+        # Asked and not heard yet, in the order of the stages; a question that is cancelled stays until the next one.
+        self._silent: dict[StageName, None] = {}
 
     @property
     def name(self) -> str | None:
@@ -92,14 +94,24 @@ class Model:
             await self._ask()
             self._asked_at = asked_at
 
-    async def known(self) -> Identities:
+    async def known(self, *, deadline: float | None = None) -> Identities:
         """The identities, asked for now where they are not known.
+
+        Args:
+            deadline: Of `time.monotonic()`; None waits as long as a stage may take to answer.
 
         Raises:
             StageNotReady: A stage is missing, or the stages do not fit.
+            StageTimeout: A stage did not answer before the deadline.
         """
         if self.identities is None:
-            await self.learn()
+            try:
+                async with asyncio.timeout(None if deadline is None else max(0.0, deadline - time.monotonic())):
+                    await self.learn()
+            except TimeoutError:
+                silent = next(iter(self._silent), StageName.DIFFUSION)
+                message = f"the {silent} stage did not say who it is before the request's deadline"
+                raise StageTimeout(message, stage=silent) from None
         if self.identities is None:
             stage, problem = next(iter(self.problems.items()))
             raise StageNotReady(problem, stage=stage)
@@ -108,9 +120,9 @@ class Model:
     async def _ask(self) -> None:
         stages = self.pipeline
         text_encoder, diffusion, decoder = await asyncio.gather(
-            _answer(StageName.TEXT_ENCODER, stages.text_encoder.identity),
-            _answer(StageName.DIFFUSION, stages.diffusion.identity),
-            _answer(StageName.DECODER, stages.decoder.identity),
+            self._answer(StageName.TEXT_ENCODER, stages.text_encoder.identity),
+            self._answer(StageName.DIFFUSION, stages.diffusion.identity),
+            self._answer(StageName.DECODER, stages.decoder.identity),
         )
         if isinstance(text_encoder, str) or isinstance(diffusion, str) or isinstance(decoder, str):
             answers = zip(StageName, (text_encoder, diffusion, decoder), strict=True)
@@ -120,6 +132,13 @@ class Model:
             self._accept(Identities(text_encoder=text_encoder, diffusion=diffusion, decoder=decoder))
         except StagesDoNotFit as error:
             self._refuse({"stages": error.message})
+
+    async def _answer(self, stage: StageName, identity: Callable[[], Awaitable[T]]) -> T | str:
+        """The stage's identity, or a sentence that says why there is none."""
+        self._silent[stage] = None
+        answer = await _identity_or_problem(stage, identity)
+        del self._silent[stage]
+        return answer
 
     def _accept(self, identities: Identities) -> None:
         if identities != self.identities:
@@ -147,12 +166,16 @@ class Registry:
     async def learn(self) -> None:
         await asyncio.gather(*(model.learn() for model in self))
 
-    async def find(self, name: str | None) -> Model:
+    async def find(self, name: str | None, *, deadline: float | None = None) -> Model:
         """The model of that name, or the default one.
+
+        Args:
+            name: None asks for the default.
+            deadline: Of `time.monotonic()`, for a model that must be asked for its name.
 
         Raises:
             NotFound: No model has that name.
-            StageNotReady: Whether one has it cannot be said, because a model's name is not known yet.
+            StageNotReady, StageTimeout: Whether one has it cannot be said, because a model's name is not known yet.
         """
         if name is None:
             return self._models[0]
@@ -161,15 +184,14 @@ class Registry:
             if model.name == name:
                 return model
         for model in unnamed:
-            await model.known()
+            await model.known(deadline=deadline)
             if model.name == name:
                 return model
         names = ", ".join(str(model.name) for model in self)
         raise NotFound(f"there is no model {quoted(name)} here; there is {names}", param="model")
 
 
-async def _answer(stage: StageName, identity: Callable[[], Awaitable[T]]) -> T | str:
-    """The stage's identity, or a sentence that says why there is none."""
+async def _identity_or_problem(stage: StageName, identity: Callable[[], Awaitable[T]]) -> T | str:
     try:
         async with asyncio.timeout(IDENTITY_TIMEOUT_SECONDS):
             return await identity()
