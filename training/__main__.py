@@ -6,16 +6,17 @@ The backend is Keras' own choice, KERAS_BACKEND: tensorflow on a CPU, jax on a l
 from __future__ import annotations
 
 import argparse
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-STAGES = ("tokenizer", "vae", "latents", "text", "unet", "release")
+STAGES = ("tokenizer", "vae", "latents", "text", "unet", "decoder", "release")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
-    parser.add_argument("stage", choices=(*STAGES, "all"))
+    parser.add_argument("stage", nargs="?", default="all", choices=(*STAGES, "all"))
     parser.add_argument("--grammar", choices=("first_light", "one_thing", "full"), default="full")
     parser.add_argument("--steps", type=int, help="of vae, text or unet, those of earlier runs counted in")
     parser.add_argument("--rows", type=int, default=32, help="of a batch of the U-Net")
@@ -26,6 +27,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where to release to, instead of the package")
     arguments = parser.parse_args()
 
+    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
     import keras
 
     keras.mixed_precision.set_global_policy("float32" if arguments.stage == "release" else arguments.precision)
@@ -34,6 +36,7 @@ def main() -> None:
 
 
 def _runner(stage: str, arguments: argparse.Namespace) -> Callable[[], None]:
+    from training.decoder import train_decoder
     from training.latents import cache_latents
     from training.release import release
     from training.text import train_text
@@ -53,6 +56,7 @@ def _runner(stage: str, arguments: argparse.Namespace) -> Callable[[], None]:
         "unet": lambda: train_unet(
             steps=arguments.steps or 30_000, rows=arguments.rows, decay=decay, shares={grammar: 1.0}, deadline=deadline
         ),
+        "decoder": lambda: train_decoder(steps=arguments.steps or 20_000, deadline=deadline),
         "release": lambda: release(arguments.folder),
     }
     return runners[stage]

@@ -75,14 +75,16 @@ def train(network: keras.Model, batches: Batches, schedule: Schedule, stage: str
     network.optimizer.build(network.trainable_variables)
     step = load_state(network, path) if path.exists() else 0
     started, saved = time.time(), time.time()
-    rows = 0
+    rows, losses = 0, []
     for batch in _ahead(batches, schedule.seed, step, schedule.steps):
         network.optimizer.learning_rate = schedule.rate_at(step)
-        network.reset_metrics() if step % schedule.report_every == 0 else None
-        loss = network.train_on_batch(batch, np.zeros(_rows(batch)))
+        network.reset_metrics()
+        losses.append(float(network.train_on_batch(batch, np.zeros(_rows(batch)))))
         step, rows = step + 1, rows + _rows(batch)
         if step % schedule.report_every == 0 or step == schedule.steps:
-            report(stage, step=step, loss=round(float(loss), 5), rows_a_second=round(rows / (time.time() - started), 1))
+            speed = round(rows / (time.time() - started), 1)
+            report(stage, step=step, loss=round(float(np.mean(losses)), 5), rows_a_second=speed)
+            losses = []
         if time.time() - saved > schedule.checkpoint_seconds:
             save_state(network, path, step)
             saved = time.time()

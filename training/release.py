@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from training.cache import cache_folder, report
+from training.decoder import WEIGHTS
 from training.latents import measure_whitening, whitened_vae
 from training.text import text_config
 from training.unet import unet_config
@@ -48,6 +49,8 @@ def release(folder: Path | None = None, *, version: int = 1) -> None:
     """Writes the model; into the package unless another folder is named."""
     folder = folder or EMBEDDED["vignette"]
     encoder, decoder = whitened_vae(measure_whitening())
+    if (tuned := cache_folder("decoder") / WEIGHTS).exists():
+        decoder.load_weights(tuned)
     save_network(folder, "vae", vae_config(), encoder, decoder)
     text_encoder, unet = build_text_encoder(text_config()), build_unet(unet_config())
     text_encoder.load_weights(cache_folder("unet") / "text_encoder.weights.h5")

@@ -17,7 +17,9 @@ _MARKS = ",.!?:;'-"
 
 
 def train_tokenizer() -> None:
-    """Writes the tokenizer to the cache."""
+    """Writes the tokenizer to the cache. One that is there stays: the text encoder was trained with it."""
+    if (cache_folder("tokenizer") / "vocab.json").exists():
+        return
     words = all_words()
     letters = list(string.ascii_lowercase + string.digits + _MARKS)
     bpe = tokenizers.Tokenizer(models.BPE(unk_token=END, end_of_word_suffix="</w>"))

@@ -67,6 +67,13 @@ def pyramid_l1(x: Any, y: Any, levels: int = 3) -> Any:
     return loss
 
 
+def edge_l1(x: Any, y: Any) -> Any:
+    """Mean absolute difference of the differences between neighbouring pixels: what a blurred edge lacks; (B,)."""
+    difference = x - y
+    across, down = difference[:, :, 1:] - difference[:, :, :-1], difference[:, 1:] - difference[:, :-1]
+    return ops.mean(ops.abs(across), axis=(1, 2, 3)) + ops.mean(ops.abs(down), axis=(1, 2, 3))
+
+
 def crops(step: int, rng: np.random.Generator) -> Batch:
     """Crops, each of a scene of its own, every other about a thing. Many scenes, because colours are what is hard at first."""
     images = np.empty((CROPS_A_BATCH, CROP, CROP, 3), np.float32)
