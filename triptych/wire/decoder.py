@@ -15,13 +15,9 @@ MODEL = "decoder"
 
 
 def to_metadata(identity: DecoderIdentity) -> ModelMetadata:
-    latents = (ANY, ANY, ANY, identity.latent_channels)
     return ModelMetadata(
         name=MODEL,
-        inputs=(
-            TensorSpec(name="latents", datatype="FP32", shape=latents),
-            TensorSpec(name="image_text", datatype="BYTES", shape=(ANY,), optional=True),
-        ),
+        inputs=_inputs(identity),
         outputs=(TensorSpec(name="images", datatype="UINT8", shape=(ANY, ANY, ANY, 3)),),
         parameters=to_parameters(identity),
     )
@@ -45,7 +41,7 @@ def write_request(request: DecodeRequest) -> InferRequest:
 
 def read_request(request: InferRequest, identity: DecoderIdentity) -> DecodeRequest:
     """Raises InvalidValue where the request does not fit the model."""
-    check_inputs(request.inputs, to_metadata(identity).inputs)
+    check_inputs(request.inputs, _inputs(identity))
     parameters = Parameters(request.parameters)
     name = parameters.optional_choice("image_format", list(ImageFormat))
     parameters.finish()
@@ -73,6 +69,13 @@ def read_response(response: InferResponse, request: DecodeRequest) -> Decoded:
         return Decoded(images=take_output(response.outputs, spec))
     files = take_output(response.outputs, TensorSpec(name="images", datatype="BYTES", shape=(rows,)))
     return Decoded(images=tuple(files))
+
+
+def _inputs(identity: DecoderIdentity) -> tuple[TensorSpec, ...]:
+    return (
+        TensorSpec(name="latents", datatype="FP32", shape=(ANY, ANY, ANY, identity.latent_channels)),
+        TensorSpec(name="image_text", datatype="BYTES", shape=(ANY,), optional=True),
+    )
 
 
 def _check_size(latents: Array, identity: DecoderIdentity) -> None:

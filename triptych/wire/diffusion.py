@@ -24,17 +24,10 @@ _PARAMETERS_OF_FRAMES = ("progress_every", "previews", "state_key")
 
 
 def to_metadata(identity: DiffusionIdentity) -> ModelMetadata:
-    context = (ANY, identity.context_length, identity.context_width)
-    latents = (ANY, ANY, ANY, identity.latent_channels)
     return ModelMetadata(
         name=MODEL,
-        inputs=(
-            TensorSpec(name="context", datatype="FP32", shape=context),
-            TensorSpec(name="unconditional_context", datatype="FP32", shape=context, optional=True),
-            TensorSpec(name="seed", datatype="UINT64", shape=(ANY,)),
-            TensorSpec(name="initial_noise", datatype="FP32", shape=latents, optional=True),
-        ),
-        outputs=(TensorSpec(name="latents", datatype="FP32", shape=latents),),
+        inputs=_inputs(identity),
+        outputs=(TensorSpec(name="latents", datatype="FP32", shape=_latents(identity)),),
         parameters=to_parameters(identity),
     )
 
@@ -71,7 +64,7 @@ def read_request(request: InferRequest, identity: DiffusionIdentity) -> DenoiseR
         NotSupported: It asks for frames, or to resume.
     """
     _refuse_to_resume(request.inputs)
-    check_inputs(request.inputs, to_metadata(identity).inputs)
+    check_inputs(request.inputs, _inputs(identity))
     parameters = Parameters(request.parameters, later=_PARAMETERS_OF_FRAMES)
     width, height = _read_size(parameters, identity.sizes)
     denoise = DenoiseRequest(
@@ -101,6 +94,20 @@ def read_response(response: InferResponse, request: DenoiseRequest) -> Denoised:
     rows = len(request.seeds)
     spec = TensorSpec(name="latents", datatype="FP32", shape=(rows, ANY, ANY, ANY))
     return Denoised(latents=take_output(response.outputs, spec))
+
+
+def _inputs(identity: DiffusionIdentity) -> tuple[TensorSpec, ...]:
+    context = (ANY, identity.context_length, identity.context_width)
+    return (
+        TensorSpec(name="context", datatype="FP32", shape=context),
+        TensorSpec(name="unconditional_context", datatype="FP32", shape=context, optional=True),
+        TensorSpec(name="seed", datatype="UINT64", shape=(ANY,)),
+        TensorSpec(name="initial_noise", datatype="FP32", shape=_latents(identity), optional=True),
+    )
+
+
+def _latents(identity: DiffusionIdentity) -> tuple[int, ...]:
+    return (ANY, ANY, ANY, identity.latent_channels)
 
 
 def _refuse_to_resume(names: Iterable[str]) -> None:

@@ -11,14 +11,14 @@ from triptych.wire.texts import decode_texts, encode_texts
 
 MODEL = "text_encoder"
 
-_PROMPT = TensorSpec(name="prompt", datatype="BYTES", shape=(ANY,))
+INPUTS = (TensorSpec(name="prompt", datatype="BYTES", shape=(ANY,)),)
 
 
 def to_metadata(identity: TextEncoderIdentity) -> ModelMetadata:
     context = (ANY, identity.context_length, identity.context_width)
     return ModelMetadata(
         name=MODEL,
-        inputs=(_PROMPT,),
+        inputs=INPUTS,
         outputs=(TensorSpec(name="context", datatype="FP32", shape=context),),
         parameters=to_parameters(identity),
     )
@@ -39,7 +39,7 @@ def write_request(request: EncodeRequest) -> InferRequest:
 
 def read_request(request: InferRequest, identity: TextEncoderIdentity) -> EncodeRequest:
     """Raises InvalidValue where the request does not fit the model."""
-    check_inputs(request.inputs, to_metadata(identity).inputs)
+    check_inputs(request.inputs, INPUTS)
     parameters = Parameters(request.parameters)
     truncate = parameters.flag("truncate", default=False)
     parameters.finish()
