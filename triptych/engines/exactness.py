@@ -36,7 +36,8 @@ def find_exact_batch_sizes(network: CompiledNetwork, rows: Arrays) -> tuple[int,
         else:
             groups.append(results)
             sizes_of_groups.append([size])
-    return tuple(max(sizes_of_groups, key=_rank)) if sizes_of_groups else ()
+    best = max(sizes_of_groups, key=_rank, default=[])
+    return tuple(best)
 
 
 def _rank(sizes: list[int]) -> tuple[int, int]:

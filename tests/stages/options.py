@@ -1,0 +1,19 @@
+"""Options of a stage in a test: the tiny model on OpenVINO, exact, with few batch sizes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    model: str
+    cache_folder: Path
+    engine: str = "openvino"
+    precision: str = "float32"
+    batch_sizes: tuple[int, ...] | None = (1, 2, 4)
+    sizes: tuple[tuple[int, int], ...] | None = None
+    threads: int | None = 2
+    queue_size: int = 8
+    cached_contexts: int = 8

@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import asyncio
+import io
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.tiny_models import FACTS, SIZES, VAE
+from triptych.contract import DecodeRequest, ImageFormat
+from triptych.errors import InvalidValue, StageFailed, StageTimeout
+from triptych.stages.decoder import DecoderStage
+
+
+@pytest.fixture(scope="module")
+def stage(options) -> Iterator[DecoderStage]:
+    stage = DecoderStage(options)
+    stage.start()
+    yield stage
+    stage.close()
+
+
+def some_latents(rows: int, height: int = 4, width: int = 4, seed: int = 0):
+    return np.random.default_rng(seed).standard_normal((rows, height, width, 4)).astype(np.float32)
+
+
+async def decode(stage, latents, image_format=None, image_texts=(), **arguments):
+    request = DecodeRequest(latents=latents, image_format=image_format, image_texts=image_texts)
+    return (await stage.decode(request, **arguments)).images
+
+
+async def test_it_says_who_it_is(stage):
+    identity = await stage.identity()
+    assert identity.latent_space == FACTS.latent_space
+    assert (identity.latent_channels, identity.downsampling) == (4, 8)
+    assert identity.scaling_factor == VAE.scaling_factor
+    assert identity.sizes == SIZES
+
+
+@pytest.mark.parametrize(("height", "width"), [(4, 4), (4, 8)])
+async def test_latents_become_pixels_eight_times_as_large(stage, height, width):
+    pixels = await decode(stage, some_latents(3, height, width))
+    assert pixels.shape == (3, 8 * height, 8 * width, 3)
+    assert pixels.dtype == np.uint8
+    assert pixels.std() > 10
+
+
+async def test_a_picture_is_the_same_whatever_its_company(stage):
+    latents = some_latents(7)
+    together = await decode(stage, latents)
+    for row in (0, 3, 6):
+        np.testing.assert_array_equal(await decode(stage, latents[row : row + 1]), together[row : row + 1])
+
+
+async def test_latents_as_they_come_from_the_wire_are_decoded(stage):
+    """Read-only, and not aligned to the size of a number."""
+    latents = some_latents(2)
+    body = memoryview(b"odd" + latents.tobytes())
+    received = np.frombuffer(body, np.float32, offset=3).reshape(latents.shape)
+    assert not received.flags.writeable
+    assert not received.flags.aligned
+    np.testing.assert_array_equal(await decode(stage, received), await decode(stage, latents))
+
+
+async def test_files_hold_the_pixels_and_the_texts(stage):
+    latents = some_latents(2)
+    pixels = await decode(stage, latents)
+    files = await decode(stage, latents, ImageFormat.PNG, ("first", "second"))
+    assert isinstance(files, tuple)
+    for file, picture, text in zip(files, pixels, ("first", "second"), strict=True):
+        image = Image.open(io.BytesIO(file))
+        np.testing.assert_array_equal(np.asarray(image), picture)
+        assert image.info == {"triptych": text}
+
+
+async def test_files_without_texts_have_none(stage):
+    (file,) = await decode(stage, some_latents(1), ImageFormat.PNG)
+    assert Image.open(io.BytesIO(file)).info == {}
+    (file,) = await decode(stage, some_latents(1), ImageFormat.JPEG)
+    assert Image.open(io.BytesIO(file)).format == "JPEG"
+
+
+@pytest.mark.parametrize(
+    ("latents", "sentence"),
+    [
+        (some_latents(1, 4, 6), "a picture of 48x32; this decoder makes 32x32, 64x32"),
+        (some_latents(1)[0], r"must be float32 \(B, H/8, W/8, 4\), not float32 \(4, 4, 4\)"),
+        (some_latents(1)[..., :3], "must be float32"),
+        (some_latents(0), "must be float32"),
+        (some_latents(1).astype(np.float64), "not float64"),
+    ],
+)
+async def test_latents_of_another_shape_are_refused(stage, latents, sentence):
+    with pytest.raises(InvalidValue, match=sentence):
+        await decode(stage, latents)
+
+
+async def test_texts_must_be_as_many_as_pictures(stage):
+    with pytest.raises(InvalidValue, match="1 image_texts for 2 pictures"):
+        await decode(stage, some_latents(2), ImageFormat.PNG, ("one",))
+
+
+async def test_pictures_that_are_no_numbers_are_our_failure(stage):
+    with pytest.raises(StageFailed, match="computed NaN or infinity"):
+        await decode(stage, np.full((1, 4, 4, 4), np.nan, np.float32))
+
+
+async def test_two_requests_at_once_both_succeed(stage):
+    latents = some_latents(1, seed=1), some_latents(1, seed=2)
+    one, other = await asyncio.gather(*(decode(stage, each) for each in latents))
+    np.testing.assert_array_equal(one, await decode(stage, latents[0]))
+    np.testing.assert_array_equal(other, await decode(stage, latents[1]))
+
+
+async def test_past_the_deadline_there_is_no_picture(stage):
+    with pytest.raises(StageTimeout, match="the decoder stage"):
+        await decode(stage, some_latents(1), deadline=0.0)

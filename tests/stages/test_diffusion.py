@@ -1,0 +1,263 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import aclosing
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.tiny_models import CONTEXT_LENGTH, FACTS, SIZES, UNET
+from triptych.contract import Denoised, DenoiseRequest, Progress, Task
+from triptych.errors import CheckpointError, InvalidValue, QueueFull, StageFailed, StageTimeout
+from triptych.sampling.noise import Purpose, normal
+from triptych.sampling.samplers import SAMPLERS
+from triptych.stages.diffusion import DiffusionStage
+
+CONTEXTS = np.random.default_rng(3).standard_normal((4, CONTEXT_LENGTH, UNET.cross_attention_dim)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def stage(options) -> Iterator[DiffusionStage]:
+    stage = DiffusionStage(replace(options, queue_size=1))
+    stage.start()
+    yield stage
+    stage.close()
+
+
+class CountingNetwork:
+    """A network that remembers how many rows each call had."""
+
+    def __init__(self, network) -> None:
+        self.network = network
+        self.calls: list[int] = []
+
+    def __call__(self, inputs):
+        self.calls.append(len(inputs["latents"]))
+        return self.network(inputs)
+
+
+@pytest.fixture
+def network(stage, monkeypatch) -> CountingNetwork:
+    network = CountingNetwork(stage._networks[32, 32])
+    monkeypatch.setitem(stage._networks, (32, 32), network)
+    return network
+
+
+def some_request(*seeds: int, **changes: Any) -> DenoiseRequest:
+    values: dict[str, Any] = {
+        "context": CONTEXTS[:1],
+        "unconditional_context": CONTEXTS[1:2],
+        "seeds": np.array(seeds or (1,), np.uint64),
+        "width": 32,
+        "height": 32,
+        "sampler": "ddim",
+        "num_steps": 3,
+        "guidance_scale": 3.0,
+    }
+    return DenoiseRequest(**{**values, **changes})
+
+
+async def denoise(stage, request, **arguments):
+    events = [event async for event in stage.denoise(request, **arguments)]
+    assert isinstance(events[-1], Denoised)
+    return events[-1].latents
+
+
+async def test_it_says_who_it_is(stage):
+    identity = await stage.identity()
+    assert (identity.text_space, identity.latent_space) == (FACTS.text_space, FACTS.latent_space)
+    assert (identity.context_length, identity.context_width) == (CONTEXT_LENGTH, UNET.cross_attention_dim)
+    assert (identity.latent_channels, identity.downsampling) == (4, 8)
+    assert identity.prediction_type == "v_prediction"
+    assert identity.tasks == (Task.TEXT_TO_IMAGE,)
+    assert identity.sizes == SIZES
+    assert identity.samplers[0] == FACTS.sampler
+    assert sorted(identity.samplers) == sorted(SAMPLERS)
+    assert (identity.default_num_steps, identity.default_guidance_scale) == (FACTS.num_steps, FACTS.guidance_scale)
+
+
+async def test_progress_and_then_the_latents(stage):
+    events = [event async for event in stage.denoise(some_request(1, 2))]
+    assert events[:-1] == [Progress(position=position, num_evaluations=3) for position in (1, 2, 3)]
+    latents = events[-1].latents
+    assert latents.shape == (2, 4, 4, 4)
+    assert latents.dtype == np.float32
+
+
+@pytest.mark.parametrize("sampler", sorted(SAMPLERS))
+async def test_every_sampler_is_the_same_twice_and_in_company(stage, sampler):
+    one = await denoise(stage, some_request(1, sampler=sampler))
+    both = await denoise(stage, some_request(2, 1, sampler=sampler))
+    np.testing.assert_array_equal(one[0], both[1])
+    assert np.abs(both[0] - both[1]).max() > 0.1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"context": CONTEXTS[2:3]},
+        {"unconditional_context": CONTEXTS[2:3]},
+        {"guidance_scale": 4.0},
+        {"num_steps": 4},
+        {"sampler": "euler_ancestral"},
+        {"seeds": np.array([2**64 - 1], np.uint64)},
+        {"initial_noise": normal(9, Purpose.INITIAL, 0, (4, 4, 4))[None]},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+async def test_everything_in_a_request_matters(stage, change):
+    latents = await denoise(stage, some_request(1))
+    assert np.abs(await denoise(stage, some_request(1, **change)) - latents).max() > 1e-3
+
+
+async def test_a_leading_dimension_of_one_stands_for_all_rows(stage):
+    noise = normal(9, Purpose.INITIAL, 0, (4, 4, 4))[None]
+    short = some_request(1, 2, initial_noise=noise)
+    long = some_request(
+        1,
+        2,
+        context=CONTEXTS[[0, 0]],
+        unconditional_context=CONTEXTS[[1, 1]],
+        initial_noise=np.concatenate([noise, noise]),
+    )
+    np.testing.assert_array_equal(await denoise(stage, short), await denoise(stage, long))
+
+
+async def test_rows_may_have_contexts_of_their_own(stage):
+    both = await denoise(stage, some_request(1, 2, context=CONTEXTS[[0, 2]]))
+    second = await denoise(stage, some_request(2, context=CONTEXTS[2:3]))
+    np.testing.assert_array_equal(both[1:], second)
+
+
+async def test_without_initial_noise_it_is_drawn_from_the_seed(stage):
+    noise = np.stack([normal(seed, Purpose.INITIAL, 0, (4, 4, 4)) for seed in (5, 6)])
+    np.testing.assert_array_equal(
+        await denoise(stage, some_request(5, 6)), await denoise(stage, some_request(5, 6, initial_noise=noise))
+    )
+
+
+async def test_guidance_takes_two_halves_in_one_call(stage, network):
+    await denoise(stage, some_request(1, 2))
+    assert network.calls == [4, 4, 4]
+
+
+@pytest.mark.parametrize("unconditional", [None, CONTEXTS[1:2]])
+async def test_at_scale_one_there_is_no_unconditional_half(stage, network, unconditional):
+    await denoise(stage, some_request(1, guidance_scale=1.0, unconditional_context=unconditional))
+    assert network.calls == [1, 1, 1]
+
+
+async def test_the_other_size_is_made_too(stage):
+    assert (await denoise(stage, some_request(1, width=64))).shape == (1, 4, 8, 4)
+
+
+async def test_a_closed_iterator_stops_after_the_evaluation_that_runs(stage, network):
+    async with aclosing(stage.denoise(some_request(1, num_steps=50))) as events:
+        await anext(events)
+    assert len(network.calls) == 1
+    await denoise(stage, some_request(1))
+    assert len(network.calls) == 1 + 3
+
+
+async def test_a_cancelled_denoising_stops_within_an_evaluation(stage, network):
+    async def consume() -> None:
+        async with aclosing(stage.denoise(some_request(1, num_steps=50))) as events:
+            async for _ in events:
+                begun.set()
+
+    begun = asyncio.Event()
+    task = asyncio.create_task(consume())
+    await begun.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    calls = len(network.calls)
+    await stage.worker.run(*idle(stage))
+    assert len(network.calls) <= calls + 1 < 50
+
+
+def idle(stage):
+    """A job behind all others of the worker."""
+    from triptych.stages.worker import Admission
+
+    return Admission(1), lambda: None
+
+
+async def test_two_requests_at_once_take_turns_and_change_nothing(stage):
+    alone = [await denoise(stage, some_request(seed, num_steps=6)) for seed in (1, 2)]
+    order = []
+
+    async def follow(seed: int):
+        events = stage.denoise(some_request(seed, num_steps=6))
+        while isinstance(event := await anext(events), Progress):
+            order.append(seed)
+        return event.latents
+
+    together = await asyncio.gather(follow(1), follow(2))
+
+    np.testing.assert_array_equal(together, alone)
+    assert sorted(order) == [1] * 6 + [2] * 6
+    # Whoever begins first may be one or two evaluations ahead, not more.
+    assert sum(left != right for left, right in pairwise(order)) >= 8
+
+
+async def test_a_full_queue_is_refused_and_who_was_let_in_is_not(stage):
+    async with aclosing(stage.denoise(some_request(1))) as first, aclosing(stage.denoise(some_request(2))) as second:
+        await anext(first)
+        await anext(second)
+        with pytest.raises(QueueFull, match="the diffusion stage has 1 requests waiting already") as caught:
+            await denoise(stage, some_request(3))
+        assert 0 < caught.value.retry_after_seconds < 60
+        assert isinstance([event async for event in first][-1], Denoised)
+    await denoise(stage, some_request(3))
+
+
+async def test_the_deadline_is_looked_at_before_every_evaluation(stage, network):
+    with pytest.raises(StageTimeout, match="the diffusion stage"):
+        await denoise(stage, some_request(1), deadline=0.0)
+    assert network.calls == []
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence", "param"),
+    [
+        ({"width": 48}, "no pictures of 48x32; it makes 32x32, 64x32", "width"),
+        ({"sampler": "ddpm"}, "no sampler 'ddpm'; there are ddim,", "sampler"),
+        ({"num_steps": 0}, "num_steps", "num_steps"),
+        ({"guidance_scale": -1.0}, "must be 0 or more, not -1.0", "guidance_scale"),
+        ({"guidance_scale": float("nan")}, "must be 0 or more, not nan", "guidance_scale"),
+        ({"unconditional_context": None}, "the guidance_scale must be 1", "unconditional_context"),
+        ({"seeds": np.zeros(0, np.uint64)}, "seeds must be uint64", "seed"),
+        ({"seeds": np.zeros(1, np.int64)}, "seeds must be uint64", "seed"),
+        ({"seeds": np.zeros((1, 1), np.uint64)}, "seeds must be uint64", "seed"),
+        ({"context": CONTEXTS[:1, :5]}, r"context must be float32 \(1 or 1, 16, 32\), not float32 \(1, 5, 32\)", "context"),
+        ({"context": CONTEXTS[:3]}, "context must be float32", "context"),
+        ({"context": CONTEXTS[:1].astype(np.float64)}, "not float64", "context"),
+        ({"unconditional_context": CONTEXTS[:2]}, "unconditional_context must be", "unconditional_context"),
+        ({"initial_noise": np.zeros((1, 4, 8, 4), np.float32)}, "initial_noise must be", "initial_noise"),
+    ],
+)
+async def test_what_the_model_does_not_take_is_refused(stage, network, change, sentence, param):
+    with pytest.raises(InvalidValue, match=sentence) as caught:
+        await denoise(stage, some_request(1, **change))
+    assert caught.value.param == param
+    assert network.calls == []
+
+
+async def test_latents_that_are_no_numbers_are_our_failure(stage):
+    with pytest.raises(StageFailed, match="computed NaN or infinity"):
+        await denoise(stage, some_request(1, context=np.full_like(CONTEXTS[:1], np.nan)))
+
+
+def test_a_model_that_wants_an_unknown_sampler_does_not_start(options, tiny_model, tmp_path):
+    import shutil
+
+    folder = shutil.copytree(tiny_model, tmp_path / "tiny")
+    facts = folder / "triptych.json"
+    facts.write_text(facts.read_text(encoding="utf-8").replace('"ddim"', '"ddpm"'), encoding="utf-8")
+    with pytest.raises(CheckpointError, match="the model wants the sampler 'ddpm'"):
+        DiffusionStage(replace(options, model=str(folder))).start()

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from tests.tiny_models import SCHEDULER
+from triptych.sampling.noise import Purpose, normal
+from triptych.sampling.samplers import make_plan
+from triptych.sampling.schedule import ScheduleConfig
+from triptych.stages.evaluation import begin_row, evaluate
+
+SHAPE = (2, 2, 4)
+CONFIG = ScheduleConfig.from_dict(SCHEDULER)
+
+
+def context(value: float):
+    return np.full((3, 5), value, np.float32)
+
+
+def some_row(sampler: str = "ddim", num_steps: int = 4, seed: int = 7, guidance_scale: float = 3.0):
+    return begin_row(
+        make_plan(sampler, CONFIG, num_steps),
+        seed=seed,
+        noise=normal(seed, Purpose.INITIAL, 0, SHAPE),
+        context=context(seed),
+        unconditional_context=context(-1) if guidance_scale != 1 else None,
+        guidance_scale=guidance_scale,
+    )
+
+
+class Network:
+    """Predicts the mean of its context plus its timestep / 1000, everywhere, and remembers its calls."""
+
+    def __init__(self) -> None:
+        self.calls: list[dict[str, np.ndarray]] = []
+
+    def __call__(self, inputs):
+        self.calls.append(inputs)
+        level = inputs["context"].mean(axis=(1, 2)) + inputs["timestep"] / 1000
+        return {"prediction": np.broadcast_to(level[:, None, None, None], inputs["latents"].shape).astype(np.float32)}
+
+
+def test_both_halves_go_in_one_call():
+    network, row = Network(), some_row()
+    (after,) = evaluate(network, [row])
+
+    (call,) = network.calls
+    assert call["context"][:, 0, 0].tolist() == [7, -1]
+    assert call["timestep"].tolist() == [row.timestep] * 2
+    np.testing.assert_array_equal(call["latents"][0], call["latents"][1])
+
+    time = row.timestep / np.float32(1000)
+    prediction = np.full(SHAPE, (-1 + time) + 3.0 * 8, np.float32)
+    latents, state = row.plan.advance(row.latents, row.sampler_state, 0, prediction)
+    np.testing.assert_allclose(after.latents, latents, rtol=1e-6)
+    np.testing.assert_array_equal(after.sampler_state, state)
+    assert (after.position, after.is_finished) == (1, False)
+
+
+def test_without_guidance_there_is_one_half():
+    network, row = Network(), some_row(guidance_scale=1.0)
+    evaluate(network, [row])
+    assert network.calls[0]["context"][:, 0, 0].tolist() == [7]
+
+
+def test_rows_that_have_nothing_in_common_share_a_call():
+    """Each as if it were alone."""
+    rows = [
+        some_row("ddim", 4, seed=1),
+        some_row("dpm++_2m", 6, seed=2, guidance_scale=1.0),
+        some_row("euler_ancestral", 5, seed=3, guidance_scale=7.5),
+    ]
+    rows[1:2] = evaluate(Network(), rows[1:2])
+    network = Network()
+
+    together = evaluate(network, rows)
+
+    assert network.calls[0]["context"][:, 0, 0].tolist() == [1, 2, 3, -1, -1]
+    for before, after in zip(rows, together, strict=True):
+        (alone,) = evaluate(Network(), [before])
+        np.testing.assert_array_equal(after.latents, alone.latents)
+        np.testing.assert_array_equal(after.sampler_state, alone.sampler_state)
+        assert after.position == before.position + 1
+
+
+def test_ancestral_noise_is_that_of_seed_and_position():
+    row = some_row("euler_ancestral", seed=5)
+    prediction = np.zeros(SHAPE, np.float32)
+    noise = normal(5, Purpose.ANCESTRAL, 0, SHAPE)
+    latents, _ = row.plan.advance(row.latents, row.sampler_state, 0, prediction, noise)
+    np.testing.assert_array_equal(row.advance(prediction).latents, latents)
+    assert np.abs(replace(row, seed=6).advance(prediction).latents - latents).max() > 0.01
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "dpm++_2m", "pndm"])
+def test_a_row_is_finished_when_its_plan_is(sampler):
+    rows = [some_row(sampler, 3)]
+    evaluations = 0
+    while not rows[0].is_finished:
+        rows = evaluate(Network(), rows)
+        evaluations += 1
+    assert evaluations == rows[0].plan.num_evaluations >= 3

@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import logging
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from triptych.engines import CompiledNetwork
+from triptych.errors import CheckpointError, EngineError, StartError
+from triptych.stages.decoder import DecoderStage
+from triptych.stages.diffusion import DiffusionStage
+from triptych.stages.text_encoder import TextEncoderStage
+
+Kind = type[TextEncoderStage] | type[DiffusionStage] | type[DecoderStage]
+STAGES: tuple[Kind, ...] = (TextEncoderStage, DiffusionStage, DecoderStage)
+
+
+@pytest.mark.parametrize("kind", STAGES)
+def test_the_second_start_is_from_compiled_networks(kind, options, cache_folder, caplog):
+    first, second = (kind(replace(options, cache_folder=cache_folder, batch_sizes=(1,))) for _ in range(2))
+    assert first.started_from_cache is None
+    with caplog.at_level(logging.INFO):
+        first.start()
+        second.start()
+    assert [stage.started_from_cache for stage in (first, second)] == [False, True]
+    assert "networks compiled, float32 on openvino" in caplog.text
+    assert "from compiled networks, float32 on openvino" in caplog.text
+    first.close()
+    second.close()
+
+
+def test_a_start_from_compiled_networks_imports_no_keras(options, root):
+    for kind in STAGES:
+        stage = kind(options)
+        stage.start()
+        stage.close()
+    code = f"""
+import sys
+from pathlib import Path
+from tests.stages.options import Options
+from triptych.stages.decoder import DecoderStage
+from triptych.stages.diffusion import DiffusionStage
+from triptych.stages.text_encoder import TextEncoderStage
+
+assert "openvino" not in sys.modules
+for kind in (TextEncoderStage, DiffusionStage, DecoderStage):
+    stage = kind(Options(model={options.model!r}, cache_folder=Path({str(options.cache_folder)!r})))
+    stage.start()
+    assert stage.started_from_cache
+    stage.close()
+assert not sys.modules.keys() & {{"keras", "tensorflow", "jax"}}
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=root, check=True)
+
+
+def test_other_weights_are_built_anew(options, tiny_model, tmp_path):
+    other = shutil.copytree(tiny_model, tmp_path / "other")
+    stage = DecoderStage(replace(options, model=str(other)))
+    stage.start()
+    assert stage.started_from_cache  # the same weights in another place are the same network
+    stage.close()
+
+    weights = other / "vae" / "diffusion_pytorch_model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    stage = DecoderStage(replace(options, model=str(other)))
+    stage.start()
+    assert stage.started_from_cache is False
+    stage.close()
+
+
+def test_a_model_that_is_not_there_fails_the_start(options):
+    with pytest.raises(CheckpointError, match="there is no model 'vinyet'"):
+        TextEncoderStage(replace(options, model="vinyet")).start()
+
+
+def test_a_precision_that_is_not_there_fails_the_start(options):
+    with pytest.raises(EngineError, match="does not compute in 'float8'"):
+        TextEncoderStage(replace(options, precision="float8")).start()
+
+
+def test_sizes_that_the_network_cannot_make_fail_the_start(options):
+    with pytest.raises(StartError, match="must be multiples of 16, not 40; nearest is 32"):
+        DiffusionStage(replace(options, sizes=((32, 40),))).start()
+    with pytest.raises(StartError, match="must be multiples of 8, not 500; nearest is 496"):
+        DecoderStage(replace(options, sizes=((500, 32),))).start()
+
+
+async def test_sizes_may_be_chosen(options):
+    stage = DecoderStage(replace(options, sizes=((64, 64), (32, 32))))
+    stage.start()
+    assert (await stage.identity()).sizes == ((64, 64), (32, 32))
+    stage.close()
+
+
+def test_a_failed_warm_up_fails_the_start(options, monkeypatch):
+    def fail(self):
+        raise EngineError("the warm-up gave values in images that are no numbers")
+
+    monkeypatch.setattr(CompiledNetwork, "warm_up", fail)
+    stage = DecoderStage(options)
+    with pytest.raises(EngineError, match="no numbers"):
+        stage.start()
+    stage.close()

@@ -1,0 +1,86 @@
+"""The decoder: latents to pictures."""
+
+from __future__ import annotations
+
+import asyncio
+
+import numpy as np
+
+from triptych.checkpoints.diffusers_folder import Network
+from triptych.contract import Decoded, DecodeRequest, DecoderIdentity, Float32, ImageFormat, StageName, UInt8
+from triptych.engines import CompiledNetwork, RowSpec
+from triptych.errors import InvalidValue, StageFailed
+from triptych.stages.images import encode_image, to_pixels
+from triptych.stages.local_stage import LocalStage, NetworkLoader
+
+
+class DecoderStage(LocalStage[DecoderIdentity]):
+    """See `contract.Decoder`."""
+
+    name = StageName.DECODER
+    default_batch_sizes = (1, 2, 4, 8)
+
+    def load(self, networks: NetworkLoader) -> DecoderIdentity:
+        facts, config = networks.files.facts, networks.files.vae
+        sizes = networks.sizes(config.downsampling)
+        self._networks = {
+            (height // config.downsampling, width // config.downsampling): networks.load(
+                Network.VAE_DECODER,
+                {"latents": RowSpec(shape=(height // config.downsampling, width // config.downsampling, config.latent_channels))},
+            )
+            for width, height in sizes
+        }
+        return DecoderIdentity(
+            model=facts.model,
+            weights_digest=networks.weights_digest(Network.VAE_DECODER),
+            numerics=networks.numerics,
+            latent_space=facts.latent_space,
+            latent_channels=config.latent_channels,
+            scaling_factor=config.scaling_factor,
+            downsampling=config.downsampling,
+            sizes=sizes,
+        )
+
+    async def decode(self, request: DecodeRequest, *, deadline: float | None = None) -> Decoded:
+        check_request(request, await self.identity())
+        network = self._networks[request.latents.shape[1:3]]
+        with self.worker.admit() as admission:
+            pixels = await self.worker.run(admission, lambda: _to_pixels(network, request.latents), deadline=deadline)
+        if request.image_format is None:
+            return Decoded(images=pixels)
+        return Decoded(images=await _encode(pixels, request.image_format, request.image_texts))
+
+
+def check_request(request: DecodeRequest, identity: DecoderIdentity) -> None:
+    """Refuses what this decoder does not take.
+
+    Raises:
+        InvalidValue: The sentence says what is allowed.
+    """
+    shape, dtype = request.latents.shape, request.latents.dtype
+    if dtype != np.float32 or len(shape) != 4 or shape[3] != identity.latent_channels or not shape[0]:
+        raise InvalidValue(
+            f"latents must be float32 (B, H/{identity.downsampling}, W/{identity.downsampling}, {identity.latent_channels}), "
+            f"not {dtype} {shape}",
+            param="latents",
+        )
+    height, width = (side * identity.downsampling for side in shape[1:3])
+    if (width, height) not in identity.sizes:
+        allowed = ", ".join(f"{width}x{height}" for width, height in identity.sizes)
+        raise InvalidValue(f"these latents are a picture of {width}x{height}; this decoder makes {allowed}", param="latents")
+    if len(request.image_texts) not in (0, shape[0]):
+        raise InvalidValue(f"there are {len(request.image_texts)} image_texts for {shape[0]} pictures", param="image_text")
+
+
+def _to_pixels(network: CompiledNetwork, latents: Float32) -> UInt8:
+    images = network({"latents": latents})["images"]
+    if not np.isfinite(images).all():
+        raise StageFailed("the decoder stage computed NaN or infinity", stage=StageName.DECODER)
+    return to_pixels(images)
+
+
+async def _encode(pixels: UInt8, image_format: ImageFormat, texts: tuple[str, ...]) -> tuple[bytes, ...]:
+    """One file a picture. Not by the worker: the network of the next request need not wait for it."""
+    all_texts = texts or (None,) * len(pixels)
+    files = (asyncio.to_thread(encode_image, image, image_format, text) for image, text in zip(pixels, all_texts, strict=True))
+    return tuple(await asyncio.gather(*files))

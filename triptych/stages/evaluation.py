@@ -1,0 +1,109 @@
+"""Rows that are being denoised, and one network evaluation for any number of them.
+
+A row is all that there is to know of a picture in the making. Rows of different requests, plans and positions may share a call:
+whoever calls `evaluate` decides which.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from triptych.contract import Float32
+from triptych.engines import CompiledNetwork
+from triptych.sampling.guidance import guide
+from triptych.sampling.noise import Purpose, normal
+from triptych.sampling.plan import Plan
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Row:
+    """One picture in the making.
+
+    Attributes:
+        latents: float32 (h, w, C).
+        sampler_state: float32 (n, h, w, C).
+        position: Evaluations of the plan that are done.
+        context: float32 (T, D).
+        unconditional_context: Same shape; None without guidance.
+        seed: Of all its noise.
+    """
+
+    plan: Plan
+    latents: Float32
+    sampler_state: Float32
+    position: int
+    context: Float32
+    unconditional_context: Float32 | None
+    guidance_scale: float
+    seed: int
+
+    @property
+    def is_finished(self) -> bool:
+        return self.position == self.plan.num_evaluations
+
+    @property
+    def network_input(self) -> Float32:
+        return self.plan.network_input(self.latents, self.position)
+
+    @property
+    def timestep(self) -> np.float32:
+        timestep: np.float32 = self.plan.timesteps[self.position]
+        return timestep
+
+    def advance(self, prediction: Float32) -> Row:
+        """The row after the evaluation that gave this prediction (h, w, C), guidance included."""
+        noise = None
+        if self.plan.needs_noise(self.position):
+            noise = normal(self.seed, Purpose.ANCESTRAL, self.position, self.latents.shape)
+        latents, sampler_state = self.plan.advance(self.latents, self.sampler_state, self.position, prediction, noise)
+        return replace(self, latents=latents, sampler_state=sampler_state, position=self.position + 1)
+
+
+def begin_row(
+    plan: Plan,
+    *,
+    seed: int,
+    noise: Float32,
+    context: Float32,
+    unconditional_context: Float32 | None,
+    guidance_scale: float,
+) -> Row:
+    """A row at position 0 of its plan, from standard normal noise (h, w, C)."""
+    latents, sampler_state = plan.initial(noise)
+    return Row(
+        plan=plan,
+        latents=latents,
+        sampler_state=sampler_state,
+        position=0,
+        context=context,
+        unconditional_context=unconditional_context,
+        guidance_scale=guidance_scale,
+        seed=seed,
+    )
+
+
+def evaluate(network: CompiledNetwork, rows: Sequence[Row]) -> list[Row]:
+    """The rows, each one evaluation further, by one call of the network.
+
+    The unconditional halves go in the same call, behind the rows. A row without guidance has none.
+    """
+    guided = [row for row in rows if row.unconditional_context is not None]
+    both = [*rows, *guided]
+    contexts = [*(row.context for row in rows), *(row.unconditional_context for row in guided)]
+    predictions: Float32 = network(
+        {
+            "latents": np.stack([row.network_input for row in both]),
+            "timestep": np.array([row.timestep for row in both], np.float32),
+            "context": np.stack(contexts),  # type: ignore[arg-type]
+        }
+    )["prediction"]
+    unconditional = iter(predictions[len(rows) :])
+    return [
+        row.advance(
+            prediction if row.unconditional_context is None else guide(next(unconditional), prediction, row.guidance_scale)
+        )
+        for row, prediction in zip(rows, predictions, strict=False)
+    ]

@@ -1,0 +1,151 @@
+"""What the three stages share: how they start, what they say of themselves, and how they end."""
+
+from __future__ import annotations
+
+import logging
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from functools import partial
+from typing import ClassVar, Generic, TypeVar
+
+from triptych.checkpoints.diffusers_folder import DiffusersFolder, Network, load_network, weights_digest
+from triptych.checkpoints.registry import find_model
+from triptych.contract import DecoderIdentity, DiffusionIdentity, Numerics, StageName, TextEncoderIdentity
+from triptych.engines import CompiledNetwork, NetworkSource, RowSpec, get_engine
+from triptych.engines.cache import code_digest
+from triptych.engines.hardware import instruction_set
+from triptych.errors import StageNotReady, StartError
+from triptych.stages.options import StageOptions
+from triptych.stages.worker import Worker
+
+_log = logging.getLogger(__name__)
+
+Identity = TypeVar("Identity", TextEncoderIdentity, DiffusionIdentity, DecoderIdentity)
+
+
+class LocalStage(ABC, Generic[Identity]):
+    """A stage whose network runs in this process. Constructing it loads nothing.
+
+    Attributes:
+        started_from_cache: Whether its networks came compiled from disk; None before it has started.
+    """
+
+    name: ClassVar[StageName]
+    default_batch_sizes: ClassVar[tuple[int, ...]]
+
+    def __init__(self, options: StageOptions) -> None:
+        self.options = options
+        self.started_from_cache: bool | None = None
+        self.worker = Worker(stage=self.name, queue_size=options.queue_size)
+        self._identity: Identity | None = None
+
+    @abstractmethod
+    def load(self, networks: NetworkLoader) -> Identity:
+        """Loads what the stage needs, warm."""
+
+    def start(self) -> None:
+        """Loads and warms up; blocks, for seconds or minutes.
+
+        Raises:
+            StartError: With a sentence that says what to do.
+        """
+        started = time.monotonic()
+        networks = NetworkLoader(self.options, self.default_batch_sizes)
+        self._identity = self.load(networks)
+        self.started_from_cache = networks.all_from_cache
+        _log.info(
+            "%s of %s: ready after %.1f s, %s, %s on %s",
+            self.name,
+            self._identity.model,
+            time.monotonic() - started,
+            "from compiled networks" if networks.all_from_cache else "networks compiled",
+            networks.numerics.precision,
+            networks.numerics.engine,
+        )
+
+    def close(self) -> None:
+        """Finishes what runs, and takes nothing more; blocks."""
+        self._identity = None
+        self.worker.close()
+
+    async def identity(self) -> Identity:
+        if self._identity is None:
+            raise StageNotReady(f"the {self.name} stage is starting or stopping", stage=self.name)
+        return self._identity
+
+
+class NetworkLoader:
+    """The networks of the options' model, compiled by the options' engine.
+
+    Attributes:
+        files: The model.
+        all_from_cache: Whether no network had to be built so far.
+    """
+
+    def __init__(self, options: StageOptions, default_batch_sizes: tuple[int, ...]) -> None:
+        self.files = DiffusersFolder(find_model(options.model))
+        self.all_from_cache = True
+        self._options = options
+        self._batch_sizes = options.batch_sizes or default_batch_sizes
+        self._digests: dict[Network, str] = {}
+        self._engine = get_engine(options.engine, threads=options.threads)
+        self._precision = self._engine.choose_precision(options.precision)
+
+    @property
+    def numerics(self) -> Numerics:
+        return Numerics(
+            engine=self._engine.name,
+            version=self._engine.version,
+            precision=self._precision,
+            instruction_set=instruction_set(),
+            device=self._engine.device,
+        )
+
+    def weights_digest(self, network: Network) -> str:
+        if network not in self._digests:  # gigabytes to read
+            self._digests[network] = weights_digest(self.files.path, network)
+        return self._digests[network]
+
+    def sizes(self, granularity: int) -> tuple[tuple[int, int], ...]:
+        """(width, height) in pixels to be ready for.
+
+        Args:
+            granularity: What width and height must be multiples of.
+
+        Raises:
+            StartError: One of them is none.
+        """
+        sizes = self._options.sizes or self.files.facts.sizes
+        for side in (side for size in sizes for side in size):
+            if side % granularity or side <= 0:
+                nearest = max(1, round(side / granularity)) * granularity
+                raise StartError(f"sizes: width and height must be multiples of {granularity}, not {side}; nearest is {nearest}")
+        return sizes
+
+    def load(self, network: Network, rows: Mapping[str, RowSpec]) -> CompiledNetwork:
+        """The network for rows of this shape, warm.
+
+        Raises:
+            CheckpointError, EngineError: As their names say.
+        """
+        source = NetworkSource(
+            name=network,
+            build=partial(load_network, self.files.path, network),
+            key={
+                "network": network,
+                "weights": self.weights_digest(network),
+                "config": self.files.config(network).to_dict(),
+                "code": [code_digest("triptych.models"), code_digest("triptych.checkpoints")],
+            },
+        )
+        compiled = self._engine.compile(
+            source,
+            rows,
+            batch_sizes=self._batch_sizes,
+            precision=self._precision,
+            cache_folder=self._options.cache_folder,
+        )
+        compiled.warm_up()
+        self.all_from_cache &= compiled.from_cache
+        return compiled

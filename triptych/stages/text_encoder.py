@@ -1,0 +1,83 @@
+"""The text encoder: prompts to contexts."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from triptych.checkpoints.diffusers_folder import Network
+from triptych.contract import Encoded, EncodeRequest, Float32, StageName, TextEncoderIdentity
+from triptych.engines import RowSpec
+from triptych.errors import InvalidValue
+from triptych.models.tokenizer import Tokenizer, unknown_words
+from triptych.stages.context_cache import ContextCache
+from triptych.stages.local_stage import LocalStage, NetworkLoader
+from triptych.stages.options import StageOptions
+
+Tokens = NDArray[np.int32]
+
+
+class TextEncoderStage(LocalStage[TextEncoderIdentity]):
+    """See `contract.TextEncoder`."""
+
+    name = StageName.TEXT_ENCODER
+    default_batch_sizes = (1, 2, 4)
+
+    def __init__(self, options: StageOptions) -> None:
+        super().__init__(options)
+        self._contexts = ContextCache(options.cached_contexts)
+
+    def load(self, networks: NetworkLoader) -> TextEncoderIdentity:
+        facts, config = networks.files.facts, networks.files.text_encoder
+        tokens = RowSpec(shape=(config.max_position_embeddings,), dtype="int32")
+        self._tokenizer = Tokenizer.from_folder(networks.files.tokenizer)
+        self._known_words = None if facts.words is None else frozenset(facts.words)
+        self._network = networks.load(Network.TEXT_ENCODER, {"tokens": tokens})
+        return TextEncoderIdentity(
+            model=facts.model,
+            weights_digest=networks.weights_digest(Network.TEXT_ENCODER),
+            numerics=networks.numerics,
+            text_space=facts.text_space,
+            context_length=config.max_position_embeddings,
+            context_width=config.hidden_size,
+        )
+
+    async def encode(self, request: EncodeRequest, *, deadline: float | None = None) -> Encoded:
+        identity = await self.identity()
+        tokens, warnings = await asyncio.to_thread(self._tokenize, request, identity.context_length)
+        return Encoded(context=await self._contexts_of(tokens, deadline), warnings=warnings)
+
+    def _tokenize(self, request: EncodeRequest, length: int) -> tuple[Tokens, tuple[str, ...]]:
+        if not request.prompts:
+            raise InvalidValue("there is no prompt", param="prompt")
+        tokens = self._tokenizer.encode(request.prompts, length, truncate=request.truncate)
+        return tokens, tuple(self._warnings(request, length))
+
+    def _warnings(self, request: EncodeRequest, length: int) -> Iterator[str]:
+        for count in map(self._tokenizer.count, request.prompts):
+            if count > length:
+                yield f"the prompt has {count - 2} tokens, only the first {length - 2} were used"
+        if self._known_words is not None:
+            unknown = unknown_words(" ".join(request.prompts), self._known_words)
+            if unknown:
+                yield f"the model does not know {', '.join(unknown)}"
+
+    async def _contexts_of(self, tokens: Tokens, deadline: float | None) -> Float32:
+        """Contexts (B, T, D), computed for those prompts alone that are not in the cache, each once."""
+        keys = [row.tobytes() for row in tokens]
+        contexts = {key: context for key in keys if (context := self._contexts.get(key)) is not None}
+        missing = {key: row for key, row in zip(keys, tokens, strict=True) if key not in contexts}
+        if missing:
+            computed = await self._compute(np.stack(list(missing.values())), deadline)
+            contexts |= zip(missing, computed, strict=True)
+            self._contexts.keep({key: contexts[key] for key in missing})
+        return np.stack([contexts[key] for key in keys])
+
+    async def _compute(self, tokens: Tokens, deadline: float | None) -> Float32:
+        with self.worker.admit() as admission:
+            outputs = await self.worker.run(admission, partial(self._network, {"tokens": tokens}), deadline=deadline)
+        return outputs["context"]
