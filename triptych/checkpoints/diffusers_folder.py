@@ -19,15 +19,11 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
-
+from triptych.checkpoints.weights import fill, first_names, half_precision_file
 from triptych.errors import CheckpointError
 from triptych.models.config import CLIPTextConfig, NetworkConfig, UNetConfig, VAEConfig
 
@@ -48,14 +44,15 @@ class Network(StrEnum):
         return "vae" if self in (Network.VAE_ENCODER, Network.VAE_DECODER) else self.value
 
     @property
-    def prefixes(self) -> tuple[str, ...]:
-        """How the keys of its weights begin, in a file that may hold another network too."""
-        return {
-            Network.TEXT_ENCODER: ("text_model.",),
-            Network.UNET: ("",),
-            Network.VAE_ENCODER: ("encoder.", "quant_conv."),
-            Network.VAE_DECODER: ("decoder.", "post_quant_conv."),
-        }[self]
+    def foreign_prefixes(self) -> tuple[str, ...]:
+        """How the keys begin that are in the same file and belong to the other half of the VAE."""
+        match self:
+            case Network.VAE_ENCODER:
+                return ("decoder.", "post_quant_conv.")
+            case Network.VAE_DECODER:
+                return ("encoder.", "quant_conv.")
+            case _:
+                return ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,12 +79,15 @@ class ModelFacts:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ModelFacts:
         names = {field.name for field in fields(cls)}
-        if surplus := sorted(values.keys() - names):
-            raise CheckpointError(f"triptych.json has keys that mean nothing: {_first(surplus)}")
-        if missing := sorted(names - {"words"} - values.keys()):
-            raise CheckpointError(f"triptych.json lacks {_first(missing)}")
+        if surplus := values.keys() - names:
+            raise CheckpointError(f"triptych.json has keys that mean nothing: {first_names(surplus)}")
+        if missing := names - {"words"} - values.keys():
+            raise CheckpointError(f"triptych.json lacks {first_names(missing)}")
         words = values.get("words")
-        sizes = tuple((width, height) for width, height in values["sizes"])
+        try:
+            sizes = tuple((int(width), int(height)) for width, height in values["sizes"])
+        except (TypeError, ValueError) as error:
+            raise CheckpointError("sizes in triptych.json must be a list of [width, height]") from error
         return cls(**{**values, "sizes": sizes, "words": None if words is None else tuple(words)})
 
 
@@ -161,17 +161,7 @@ def load_weights(model: keras.Model, folder: Path, network: Network) -> None:
     Raises:
         CheckpointError: The file is missing, damaged or a pickle; or its tensors are not those of the network.
     """
-    path = _weights_file(folder, network.subfolder)
-    variables = _variables_by_key(model)
-    try:
-        with safe_open(path, framework="numpy") as file:
-            keys = file.keys()  # the file is no mapping: it cannot be iterated
-            names = {_todays_key(key, network): key for key in keys if not key.endswith(".position_ids")}
-            _refuse_other_keys(path, {name for name in names if name.startswith(network.prefixes)}, variables.keys())
-            for name, variable in variables.items():
-                variable.assign(_to_keras(_read_tensor(file, names[name], path), variable, name, path))
-    except SafetensorError as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from error
+    fill(model, _weights_file(folder, network.subfolder), partial(_our_name, network))
 
 
 def save_network(folder: Path, subfolder: str, config: NetworkConfig, *models: keras.Model) -> None:
@@ -182,16 +172,10 @@ def save_network(folder: Path, subfolder: str, config: NetworkConfig, *models: k
     Raises:
         CheckpointError: A weight is too large for half precision, or not a number.
     """
+    content = half_precision_file(models)
     target = folder / subfolder
-    target.mkdir(parents=True, exist_ok=True)
-    tensors = {}
-    for model in models:
-        for key, variable in _variables_by_key(model).items():
-            tensors[key] = _to_disk(variable)
-            if not np.isfinite(tensors[key]).all():
-                raise CheckpointError(f"{key} has values that half precision cannot hold; not saved")
     save_json(target / "config.json", {**_DIFFUSERS_CLASS[subfolder], **config.to_dict()})
-    (target / _WEIGHTS_FILE[subfolder]).write_bytes(save(tensors, metadata={"format": "pt"}))
+    (target / _WEIGHTS_FILE[subfolder]).write_bytes(content)
 
 
 def save_description(folder: Path, facts: ModelFacts, scheduler: Mapping[str, Any]) -> None:
@@ -232,65 +216,20 @@ _MODEL_INDEX = {
     "safety_checker": [None, None],
 }
 
-# What a Keras layer calls its variables, and what the files do
-_SUFFIX = {"kernel": "weight", "bias": "bias", "gamma": "weight", "beta": "bias", "embeddings": "weight"}
-
 # Names that the attention of old VAE files has; SD 1.5 itself is one
 _OLD_ATTENTION = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
 
 
-def _variables_by_key(model: keras.Model) -> dict[str, Any]:
-    return {f"{layer.name}.{_SUFFIX[variable.name]}": variable for layer in model.layers for variable in layer.weights}
-
-
-def _todays_key(key: str, network: Network) -> str:
-    """The key as diffusers writes it today, and with the prefix that transformers 5 leaves out."""
+def _our_name(network: Network, key: str) -> str | None:
+    """The key as diffusers and transformers 4 write it; None for what is another network's, or no weight."""
+    if key.endswith(".position_ids") or key.startswith(network.foreign_prefixes):
+        return None
     if network is Network.TEXT_ENCODER and not key.startswith("text_model."):
         return f"text_model.{key}"
-    for old, new in _OLD_ATTENTION.items():
-        if network.subfolder == "vae" and ".attentions." in key:
+    if network.subfolder == "vae" and ".attentions." in key:
+        for old, new in _OLD_ATTENTION.items():
             key = key.replace(old, new)
     return key
-
-
-def _to_keras(array: NDArray[Any], variable: Any, name: str, path: Path) -> NDArray[np.float32]:
-    if variable.name == "kernel":
-        if array.ndim == 4 and len(variable.shape) == 2 and array.shape[2:] == (1, 1):
-            array = array[:, :, 0, 0]  # a 1x1 convolution where we have a dense layer
-        array = array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
-    if array.shape != tuple(variable.shape):
-        raise CheckpointError(
-            f"{path}: {name} is of another shape: {array.shape} in Keras' order, wanted {tuple(variable.shape)}"
-        )
-    return array.astype(np.float32)
-
-
-def _to_disk(variable: Any) -> NDArray[np.float16]:
-    array = variable.numpy().astype(np.float32)
-    if variable.name == "kernel":
-        array = array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T
-    with np.errstate(over="ignore"):  # the caller looks for infinities
-        return np.ascontiguousarray(array, dtype=np.float16)
-
-
-def _read_tensor(file: Any, key: str, path: Path) -> NDArray[Any]:
-    dtype = file.get_slice(key).get_dtype()
-    if dtype not in ("F16", "F32"):
-        raise CheckpointError(f"{path}: {key} is of type {dtype}; only F16 and F32 are read")
-    array: NDArray[Any] = file.get_tensor(key)
-    return array
-
-
-def _refuse_other_keys(path: Path, found: set[str], wanted: Any) -> None:
-    if missing := sorted(wanted - found):
-        raise CheckpointError(f"{path} is not of this architecture: it lacks {_first(missing)}")
-    if surplus := sorted(found - wanted):
-        raise CheckpointError(f"{path} is not of this architecture: it has surplus {_first(surplus)}")
-
-
-def _first(names: list[str], count: int = 5) -> str:
-    rest = len(names) - count
-    return ", ".join(names[:count]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def _weights_file(folder: Path, subfolder: str) -> Path:

@@ -1,0 +1,177 @@
+"""U-Net, VAE and text encoder on OpenVINO. The other backends: test_backends.py; diffusers: tests/reference."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+from tests.tiny_models import TEXT_ENCODER, UNET, VAE, randomize, run_network
+from triptych.models.config import (
+    STABLE_DIFFUSION_1_5_TEXT_ENCODER,
+    STABLE_DIFFUSION_1_5_UNET,
+    STABLE_DIFFUSION_1_5_VAE,
+)
+from triptych.models.text_encoder import build_text_encoder
+from triptych.models.unet import build_unet
+from triptych.models.vae import build_vae_decoder, build_vae_encoder
+
+TOLERANCE = 1e-5  # of the output's norm, float32
+
+
+def normal(*shape: int) -> np.ndarray:
+    return np.random.default_rng(sum(shape)).standard_normal(shape, dtype=np.float32)
+
+
+UNET_INPUTS = {"latents": normal(2, 4, 8, 4), "timestep": np.array([999, 0.5], np.float32), "context": normal(2, 5, 32)}
+
+
+def relative_error(ours: np.ndarray, theirs: np.ndarray) -> float:
+    assert ours.shape == theirs.shape
+    return float(np.linalg.norm(ours - theirs) / np.linalg.norm(theirs))
+
+
+# Sizes
+
+
+@pytest.mark.parametrize(
+    ("builds", "config", "parameters"),
+    [
+        ([build_unet], STABLE_DIFFUSION_1_5_UNET, 859_520_964),
+        ([build_vae_encoder, build_vae_decoder], STABLE_DIFFUSION_1_5_VAE, 83_653_863),
+        ([build_text_encoder], STABLE_DIFFUSION_1_5_TEXT_ENCODER, 123_060_480),
+    ],
+)
+def test_stable_diffusion_1_5_has_its_number_of_parameters(builds: list[Callable[..., Any]], config: Any, parameters: int):
+    # Shapes only: the U-Net's values would take 3.4 GB. Keras would make them up for when it next comes to it.
+    with keras.StatelessScope(initialize_variables=False):
+        networks = [build(config) for build in builds]
+    keras.utils.clear_session()
+    assert sum(math.prod(variable.shape) for network in networks for variable in network.weights) == parameters
+
+
+@pytest.mark.parametrize("build", [build_unet, build_vae_encoder, build_vae_decoder])
+def test_every_layer_with_weights_is_named_by_a_module_path(build: Callable[..., Any]):
+    network = build(UNET if build is build_unet else VAE)
+    names = [layer.name for layer in network.layers if layer.weights]
+    assert len(names) == len(set(names))
+    assert sum(len(layer.weights) for layer in network.layers) == len(network.weights)
+
+
+# Shapes and formats
+
+
+@pytest.mark.parametrize("size", [(4, 4), (6, 10)])
+def test_one_network_takes_every_size(size: tuple[int, int]):
+    height, width = size
+    prediction = run_network(build_unet(UNET), {**UNET_INPUTS, "latents": normal(2, height, width, 4)})
+    images = run_network(build_vae_decoder(VAE), {"latents": normal(1, height, width, 4)})
+    encoded = run_network(build_vae_encoder(VAE), {"images": normal(1, 8 * height, 8 * width, 3)})
+    assert prediction["prediction"].shape == (2, height, width, 4)
+    assert images["images"].shape == (1, 8 * height, 8 * width, 3)
+    assert encoded["mean"].shape == encoded["logvar"].shape == (1, height, width, 4)
+
+
+def test_an_inpainting_unet_takes_nine_channels_and_predicts_four():
+    inpainting = build_unet(type(UNET)(**{**UNET.to_dict(), "in_channels": 9}))
+    prediction = run_network(inpainting, {**UNET_INPUTS, "latents": normal(2, 4, 8, 9)})["prediction"]
+    assert prediction.shape == (2, 4, 8, 4)
+
+
+@pytest.mark.parametrize(
+    ("build", "config", "inputs"),
+    [
+        (build_unet, UNET, UNET_INPUTS),
+        (build_vae_encoder, VAE, {"images": normal(1, 16, 32, 3)}),
+        (build_vae_decoder, VAE, {"latents": normal(1, 2, 4, 4)}),
+    ],
+    ids=["unet", "vae_encoder", "vae_decoder"],
+)
+def test_both_data_formats_compute_the_same_of_the_same_weights(
+    build: Callable[..., Any], config: Any, inputs: dict[str, np.ndarray]
+):
+    first, last = build(config, data_format="channels_first"), build(config, data_format="channels_last")
+    randomize(first, 0)
+    randomize(last, 0)
+    assert (_inner_format(first), _inner_format(last)) == ("channels_first", "channels_last")
+    outputs, others = run_network(first, inputs), run_network(last, inputs)
+    for name in outputs:
+        assert relative_error(outputs[name], others[name]) < TOLERANCE
+
+
+def _inner_format(network: Any) -> str:
+    (data_format,) = {layer.data_format for layer in network.layers if isinstance(layer, keras.layers.Conv2D)}
+    return data_format
+
+
+# What depends on what
+
+
+def test_a_token_is_seen_only_by_those_after_it():
+    encoder = build_text_encoder(TEXT_ENCODER)
+    randomize(encoder, 0)
+    tokens = np.arange(16, dtype=np.int32)[None]
+    changed = tokens.copy()
+    changed[0, 7] = 99
+    difference = np.abs(
+        run_network(encoder, {"tokens": tokens})["context"] - run_network(encoder, {"tokens": changed})["context"]
+    )
+    assert difference[0, :7].max() < 1e-6
+    assert difference[0, 7:].max(axis=-1).min() > 1e-3
+
+
+def test_the_prediction_depends_on_every_input():
+    unet = build_unet(UNET)
+    randomize(unet, 0)
+    rows = {name: np.repeat(array[:1], 4, axis=0) for name, array in UNET_INPUTS.items()}
+    for row, array in enumerate(rows.values(), start=1):
+        array[row] += 1
+    prediction = run_network(unet, rows)["prediction"]
+    for row in (1, 2, 3):
+        assert relative_error(prediction[row], prediction[0]) > 1e-2
+
+
+def test_the_decoder_divides_by_the_scaling_factor():
+    plain, scaled = (build_vae_decoder(type(VAE)(**{**VAE.to_dict(), "scaling_factor": factor})) for factor in (1.0, 0.5))
+    randomize(plain, 0)
+    randomize(scaled, 0)
+    latents = normal(1, 2, 2, 4)
+    images = run_network(plain, {"latents": latents})["images"]
+    assert relative_error(run_network(scaled, {"latents": latents / 2})["images"], images) < TOLERANCE
+    assert relative_error(run_network(scaled, {"latents": latents})["images"], images) > 1e-2
+
+
+# Precision
+
+
+def test_timesteps_survive_bfloat16(tmp_path):
+    # OpenVINO rounds between its kernels: 999 and 1000 became one, and the prediction was wrong by a tenth.
+    import openvino
+
+    unet = build_unet(UNET)
+    randomize(unet, 0)
+    inputs = {**UNET_INPUTS, "timestep": np.array([999, 500.25], np.float32)}
+    signature = {name: keras.InputSpec(shape=array.shape, dtype="float32") for name, array in inputs.items()}
+    unet.export(str(tmp_path / "unet.xml"), format="openvino", input_signature=signature, verbose=False)
+
+    compiled = openvino.compile_model(tmp_path / "unet.xml", "CPU", {"INFERENCE_PRECISION_HINT": "bf16"})
+    prediction = compiled([inputs[name] for name in sorted(inputs)])[0]
+
+    # Eight bits of mantissa through 60 layers make one to two hundredths.
+    assert relative_error(prediction, run_network(unet, inputs)["prediction"]) < 0.03
+
+
+def test_mixed_precision_leaves_timesteps_weights_and_norms_in_float32():
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        unet = build_unet(UNET)
+    finally:
+        keras.config.set_dtype_policy(policy)
+    assert unet.get_layer("time_proj").output.dtype == "float32"
+    assert unet.get_layer("conv_in").output.dtype == "bfloat16"
+    assert {variable.dtype for variable in unet.weights} == {"float32"}
