@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import numpy as np
@@ -105,7 +106,7 @@ def test_text_encoder_agrees_with_transformers(config: CLIPTextConfig, tmp_path:
         (transformers.CLIPTextModel, Network.TEXT_ENCODER),
     ],
 )
-def test_they_read_what_we_write(their_class: type, network: Network, tmp_path: Path) -> None:
+def test_they_read_what_we_write(their_class: Any, network: Network, tmp_path: Path) -> None:
     folder = tiny_models.write_tiny_model(tmp_path)
     theirs, report = their_class.from_pretrained(folder / network.subfolder, output_loading_info=True)
     assert not any(report.values())

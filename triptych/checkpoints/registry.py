@@ -16,6 +16,6 @@ def find_model(name: str) -> Path:
         CheckpointError: There is no such model.
     """
     folder = EMBEDDED.get(name, Path(name))
-    if not folder.is_dir():
+    if not name or not folder.is_dir():
         raise CheckpointError(f"there is no model {name!r}: it is neither a folder nor one of {', '.join(sorted(EMBEDDED))}")
     return folder

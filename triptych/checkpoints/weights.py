@@ -89,7 +89,9 @@ def _in_keras_order(array: NDArray[Any], variable: Any) -> NDArray[Any]:
 
 
 def _for_disk(variable: Any) -> NDArray[np.float16]:
-    array = variable.numpy().astype(np.float32)
+    from keras import ops
+
+    array = ops.convert_to_numpy(variable).astype(np.float32)
     if variable.name == "kernel":
         array = array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T
     with np.errstate(over="ignore"):  # the caller looks for infinities
