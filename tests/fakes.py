@@ -33,6 +33,8 @@ from triptych.contract import (
     Task,
     TextEncoderIdentity,
     UInt8,
+    check_decode,
+    check_denoise,
 )
 from triptych.errors import InvalidValue, StageNotReady
 
@@ -170,6 +172,7 @@ class FakeDiffusion(FakeStage[DenoiseRequest]):
     async def denoise(
         self, request: DenoiseRequest, *, deadline: float | None = None
     ) -> AsyncGenerator[Progress | Denoised, None]:
+        check_denoise(request, await self.identity())
         await self.work(request, deadline)
         for position in range(1, request.num_steps + 1):
             yield Progress(position=position, num_evaluations=request.num_steps)
@@ -200,6 +203,7 @@ class FakeDecoder(FakeStage[DecodeRequest]):
         return self.profile
 
     async def decode(self, request: DecodeRequest, *, deadline: float | None = None) -> Decoded:
+        check_decode(request, await self.identity())
         await self.work(request, deadline)
         images = self._paint(request.latents)
         if request.image_format is None:

@@ -8,6 +8,7 @@ Shapes: B rows (images), T tokens, D the context's width, H and W pixels. All ar
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from enum import StrEnum
@@ -16,7 +17,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from triptych.errors import StagesDoNotFit
+from triptych.errors import InvalidValue, StagesDoNotFit
 
 Float32 = NDArray[np.float32]
 UInt64 = NDArray[np.uint64]
@@ -267,7 +268,8 @@ def check_fit(text_encoder: TextEncoderIdentity, diffusion: DiffusionIdentity, d
     ):
         if left != right:
             raise StagesDoNotFit(
-                f"the text encoder {text_encoder.model!r} has {what} {left}, the diffusion model {diffusion.model!r} wants {right}"
+                f"the text encoder {text_encoder.model!r} has {what} {left}, "
+                f"the diffusion model {diffusion.model!r} wants {right}"
             )
     for what, left, right in (
         ("latent space", diffusion.latent_space, decoder.latent_space),
@@ -278,3 +280,59 @@ def check_fit(text_encoder: TextEncoderIdentity, diffusion: DiffusionIdentity, d
             raise StagesDoNotFit(
                 f"the diffusion model {diffusion.model!r} has {what} {left}, the decoder {decoder.model!r} wants {right}"
             )
+
+
+# What a model takes
+
+
+def check_denoise(request: DenoiseRequest, identity: DiffusionIdentity) -> None:
+    """Refuses what a diffusion model does not take.
+
+    Raises:
+        InvalidValue: The sentence says what is allowed.
+    """
+    if (request.width, request.height) not in identity.sizes:
+        allowed = ", ".join(f"{width}x{height}" for width, height in identity.sizes)
+        raise InvalidValue(f"this model makes no pictures of {request.width}x{request.height}; it makes {allowed}", param="width")
+    if request.sampler not in identity.samplers:
+        raise InvalidValue(f"there is no sampler {request.sampler!r}; there are {', '.join(identity.samplers)}", param="sampler")
+    if not math.isfinite(request.guidance_scale) or request.guidance_scale < 0:
+        raise InvalidValue(f"guidance_scale must be 0 or more, not {request.guidance_scale}", param="guidance_scale")
+    if request.guidance_scale != 1 and request.unconditional_context is None:
+        raise InvalidValue("without unconditional_context the guidance_scale must be 1", param="unconditional_context")
+    if request.seeds.ndim != 1 or request.seeds.dtype != np.uint64 or not len(request.seeds):
+        raise InvalidValue("seeds must be uint64, one for each picture", param="seed")
+    context = (identity.context_length, identity.context_width)
+    latents = (request.height // identity.downsampling, request.width // identity.downsampling, identity.latent_channels)
+    _check_rows("context", request.context, context, len(request.seeds))
+    _check_rows("unconditional_context", request.unconditional_context, context, len(request.seeds))
+    _check_rows("initial_noise", request.initial_noise, latents, len(request.seeds))
+
+
+def _check_rows(name: str, array: Float32 | None, row: tuple[int, ...], rows: int) -> None:
+    if array is None:
+        return
+    if array.dtype != np.float32 or array.shape[1:] != row or len(array) not in (1, rows):
+        shape = ", ".join(map(str, row))
+        raise InvalidValue(f"{name} must be float32 ({rows} or 1, {shape}), not {array.dtype} {array.shape}", param=name)
+
+
+def check_decode(request: DecodeRequest, identity: DecoderIdentity) -> None:
+    """Refuses what a decoder does not take.
+
+    Raises:
+        InvalidValue: The sentence says what is allowed.
+    """
+    shape, dtype = request.latents.shape, request.latents.dtype
+    if dtype != np.float32 or len(shape) != 4 or shape[3] != identity.latent_channels or not shape[0]:
+        raise InvalidValue(
+            f"latents must be float32 (B, H/{identity.downsampling}, W/{identity.downsampling}, {identity.latent_channels}), "
+            f"not {dtype} {shape}",
+            param="latents",
+        )
+    height, width = (side * identity.downsampling for side in shape[1:3])
+    if (width, height) not in identity.sizes:
+        allowed = ", ".join(f"{width}x{height}" for width, height in identity.sizes)
+        raise InvalidValue(f"these latents are a picture of {width}x{height}; this decoder makes {allowed}", param="latents")
+    if len(request.image_texts) not in (0, shape[0]):
+        raise InvalidValue(f"there are {len(request.image_texts)} image_texts for {shape[0]} pictures", param="image_text")

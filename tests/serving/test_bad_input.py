@@ -34,7 +34,7 @@ class Bad:
 
     Attributes:
         sentence: A part of it, as a regular expression.
-        refused_by_stage: The stage itself says no; everything else never reaches it.
+        refused_by_stage: Found out only by the stage at work, because it takes a tokenizer; nothing else gets so far.
     """
 
     model: str = "text_encoder"
@@ -179,17 +179,18 @@ BAD = [
     denoise(422, "context must be FP32, not FP16", context=CONTEXT.astype(np.float16)),
     denoise(422, r"context must have the shape \[-1, 77, 768\], not \[1, 77, 512\]", context=CONTEXT[..., :512]),
     denoise(422, r"not \[77, 768\]", context=CONTEXT[0]),
-    denoise(422, "context has 2 rows; with 1 seeds it must have 1 or 1", context=CONTEXT.repeat(2, axis=0)),
+    denoise(422, r"context must be float32 \(1 or 1, 77, 768\), not float32 \(2, 77, 768\)", context=CONTEXT.repeat(2, axis=0)),
     denoise(422, "without unconditional_context the guidance_scale must be 1", unconditional_context=None),
     denoise(422, "seed must be UINT64, not INT64", seed=SEED.astype(np.int64)),
     denoise(422, "seed is empty", seed=SEED[:0]),
     denoise(422, r"initial_noise must have the shape", initial_noise=LATENTS[..., :3]),
-    denoise(422, "initial_noise must be 8 high and 8 wide for this size", initial_noise=LATENTS[:, :4]),
+    denoise(422, r"initial_noise must be float32 \(1 or 1, 8, 8, 4\)", initial_noise=LATENTS[:, :4]),
     denoise(422, "num_steps must be a whole number from 1 to 1000", {"num_steps": 0}),
     denoise(422, "num_steps must be a whole number", {"num_steps": 20.5}),
     denoise(422, "num_steps must be a whole number", {"num_steps": 10**30}),
     denoise(422, "guidance_scale must be a number from 0 to 100", {"guidance_scale": -1}),
-    denoise(422, "sampler must be one of ddim, euler", {"sampler": "plms"}),
+    denoise(422, "there is no sampler 'plms'; there are ddim, euler", {"sampler": "plms"}),
+    denoise(422, "sampler must be a text of at most 64 characters", {"sampler": "x" * 10_000}),
     denoise(422, "this model makes no pictures of 500x64; it makes 64x64, 96x64, 64x96", {"width": 500}),
     denoise(422, "height must be a whole number from 1 to 8192", {"height": 2**31}),
     denoise(422, "there is no parameter 'steps'; there are width, height, sampler, num_steps", {"steps": 20}),

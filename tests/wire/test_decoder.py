@@ -64,7 +64,7 @@ def test_an_answer_without_pictures_is_refused() -> None:
 @pytest.mark.parametrize(
     ("inputs", "parameters", "sentence"),
     [
-        ({"latents": LATENTS[:, :4]}, {}, "these latents are a picture of 96x32; this decoder makes 64x64, 96x64, 64x96"),
+        ({"latents": LATENTS[..., :3]}, {}, r"latents must have the shape \[-1, -1, -1, 4\]"),
         ({"image_text": bytes_tensor([b"a"] * 3)}, {}, "image_text has 3 rows; with 2 latents it must have 2 or 1"),
         ({"image_text": bytes_tensor([b"\xff"])}, {}, "image_text must be UTF-8 text"),
         ({"latents": np.full_like(LATENTS, np.inf)}, {}, "latents has values that are NaN or infinite"),

@@ -13,8 +13,8 @@ def read(values: dict[str, Scalar]) -> tuple[object, ...]:
         parameters.flag("flag", default=False),
         parameters.integer("integer", default=3, minimum=1, maximum=9),
         parameters.number("number", default=0.5, minimum=0, maximum=2),
-        parameters.choice("choice", ("a", "b"), default="b"),
-        parameters.optional_choice("optional", ("c", "d")),
+        parameters.text("text", default="b"),
+        parameters.choice("choice", ("c", "d")),
     )
     parameters.finish()
     return read
@@ -25,7 +25,7 @@ def test_absent_parameters_have_their_defaults() -> None:
 
 
 def test_present_parameters_are_read() -> None:
-    assert read({"flag": True, "integer": 9, "number": 2, "choice": "a", "optional": "c"}) == (True, 9, 2.0, "a", "c")
+    assert read({"flag": True, "integer": 9, "number": 2, "text": "a" * 64, "choice": "c"}) == (True, 9, 2.0, "a" * 64, "c")
 
 
 @pytest.mark.parametrize(
@@ -42,10 +42,11 @@ def test_present_parameters_are_read() -> None:
         ({"number": True}, "number must be a number"),
         ({"number": "1"}, "number must be a number"),
         ({"number": 10**400}, "number must be a number"),
-        ({"choice": "c"}, "choice must be one of a, b"),
-        ({"choice": 1}, "choice must be one of a, b"),
-        ({"optional": "a"}, "optional must be one of c, d"),
-        ({"steps": 3}, "there is no parameter 'steps'; there are flag, integer, number, choice, optional"),
+        ({"text": 1}, "text must be a text of at most 64 characters"),
+        ({"text": "a" * 65}, "text must be a text of at most 64 characters"),
+        ({"choice": "a"}, "choice must be one of c, d"),
+        ({"choice": 1}, "choice must be one of c, d"),
+        ({"steps": 3}, "there is no parameter 'steps'; there are flag, integer, number, text, choice"),
     ],
 )
 def test_what_is_impossible_is_refused(values: dict[str, Scalar], sentence: str) -> None:

@@ -7,9 +7,9 @@ import asyncio
 import numpy as np
 
 from triptych.checkpoints.diffusers_folder import Network
-from triptych.contract import Decoded, DecodeRequest, DecoderIdentity, Float32, ImageFormat, StageName, UInt8
+from triptych.contract import Decoded, DecodeRequest, DecoderIdentity, Float32, ImageFormat, StageName, UInt8, check_decode
 from triptych.engines import CompiledNetwork, RowSpec
-from triptych.errors import InvalidValue, StageFailed
+from triptych.errors import StageFailed
 from triptych.stages.images import encode_image, to_pixels
 from triptych.stages.local_stage import LocalStage, NetworkLoader
 
@@ -42,34 +42,13 @@ class DecoderStage(LocalStage[DecoderIdentity]):
         )
 
     async def decode(self, request: DecodeRequest, *, deadline: float | None = None) -> Decoded:
-        check_request(request, await self.identity())
+        check_decode(request, await self.identity())
         network = self._networks[request.latents.shape[1:3]]
         with self.worker.admit() as admission:
             pixels = await self.worker.run(admission, lambda: _to_pixels(network, request.latents), deadline=deadline)
         if request.image_format is None:
             return Decoded(images=pixels)
         return Decoded(images=await _encode(pixels, request.image_format, request.image_texts))
-
-
-def check_request(request: DecodeRequest, identity: DecoderIdentity) -> None:
-    """Refuses what this decoder does not take.
-
-    Raises:
-        InvalidValue: The sentence says what is allowed.
-    """
-    shape, dtype = request.latents.shape, request.latents.dtype
-    if dtype != np.float32 or len(shape) != 4 or shape[3] != identity.latent_channels or not shape[0]:
-        raise InvalidValue(
-            f"latents must be float32 (B, H/{identity.downsampling}, W/{identity.downsampling}, {identity.latent_channels}), "
-            f"not {dtype} {shape}",
-            param="latents",
-        )
-    height, width = (side * identity.downsampling for side in shape[1:3])
-    if (width, height) not in identity.sizes:
-        allowed = ", ".join(f"{width}x{height}" for width, height in identity.sizes)
-        raise InvalidValue(f"these latents are a picture of {width}x{height}; this decoder makes {allowed}", param="latents")
-    if len(request.image_texts) not in (0, shape[0]):
-        raise InvalidValue(f"there are {len(request.image_texts)} image_texts for {shape[0]} pictures", param="image_text")
 
 
 def _to_pixels(network: CompiledNetwork, latents: Float32) -> UInt8:

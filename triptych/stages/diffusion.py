@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import AsyncGenerator
 from functools import lru_cache, partial
 
 import numpy as np
 
 from triptych.checkpoints.diffusers_folder import Network
-from triptych.contract import Denoised, DenoiseRequest, DiffusionIdentity, Float32, Progress, StageName, Task
+from triptych.contract import (
+    Denoised,
+    DenoiseRequest,
+    DiffusionIdentity,
+    Float32,
+    Progress,
+    StageName,
+    Task,
+    check_denoise,
+)
 from triptych.engines import RowSpec
-from triptych.errors import CheckpointError, InvalidValue, StageFailed
+from triptych.errors import CheckpointError, StageFailed
 from triptych.sampling.noise import Purpose, normal
 from triptych.sampling.plan import Plan
 from triptych.sampling.samplers import SAMPLERS, make_plan
@@ -71,7 +79,7 @@ class DiffusionStage(LocalStage[DiffusionIdentity]):
     ) -> AsyncGenerator[Progress | Denoised, None]:
         """See `contract.Diffusion.denoise`. Closing the iterator ends the denoising after the evaluation that runs."""
         identity = await self.identity()
-        check_request(request, identity)
+        check_denoise(request, identity)
         network = self._networks[request.width, request.height]
         plan = _plan(request.sampler, self._schedule, request.num_steps)
         with self.worker.admit(jobs=plan.num_evaluations) as admission:
@@ -108,38 +116,6 @@ def begin(request: DenoiseRequest, plan: Plan, identity: DiffusionIdentity) -> l
         )
         for index, seed in enumerate(seeds)
     ]
-
-
-def check_request(request: DenoiseRequest, identity: DiffusionIdentity) -> None:
-    """Refuses what this model does not take.
-
-    Raises:
-        InvalidValue: The sentence says what is allowed.
-    """
-    if (request.width, request.height) not in identity.sizes:
-        allowed = ", ".join(f"{width}x{height}" for width, height in identity.sizes)
-        raise InvalidValue(f"this model makes no pictures of {request.width}x{request.height}; it makes {allowed}", param="width")
-    if request.sampler not in identity.samplers:
-        raise InvalidValue(f"there is no sampler {request.sampler!r}; there are {', '.join(identity.samplers)}", param="sampler")
-    if not math.isfinite(request.guidance_scale) or request.guidance_scale < 0:
-        raise InvalidValue(f"guidance_scale must be 0 or more, not {request.guidance_scale}", param="guidance_scale")
-    if request.guidance_scale != 1 and request.unconditional_context is None:
-        raise InvalidValue("without unconditional_context the guidance_scale must be 1", param="unconditional_context")
-    if request.seeds.ndim != 1 or request.seeds.dtype != np.uint64 or not len(request.seeds):
-        raise InvalidValue("seeds must be uint64, one for each picture", param="seed")
-    context = (identity.context_length, identity.context_width)
-    latents = (request.height // identity.downsampling, request.width // identity.downsampling, identity.latent_channels)
-    _check_rows("context", request.context, context, len(request.seeds))
-    _check_rows("unconditional_context", request.unconditional_context, context, len(request.seeds))
-    _check_rows("initial_noise", request.initial_noise, latents, len(request.seeds))
-
-
-def _check_rows(name: str, array: Float32 | None, row: tuple[int, ...], rows: int) -> None:
-    if array is None:
-        return
-    if array.dtype != np.float32 or array.shape[1:] != row or len(array) not in (1, rows):
-        shape = ", ".join(map(str, row))
-        raise InvalidValue(f"{name} must be float32 ({rows} or 1, {shape}), not {array.dtype} {array.shape}", param=name)
 
 
 def _default_first(sampler: str) -> tuple[str, ...]:

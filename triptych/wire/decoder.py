@@ -43,12 +43,11 @@ def read_request(request: InferRequest, identity: DecoderIdentity) -> DecodeRequ
     """Raises InvalidValue where the request does not fit the model."""
     check_inputs(request.inputs, _inputs(identity))
     parameters = Parameters(request.parameters)
-    name = parameters.optional_choice("image_format", list(ImageFormat))
+    name = parameters.choice("image_format", list(ImageFormat))
     parameters.finish()
     if name is not None and not request.wants_binary("images"):
         raise InvalidValue("encoded images have no JSON form: ask for images with binary_data true", param="images")
     latents = request.inputs["latents"]
-    _check_size(latents, identity)
     return DecodeRequest(
         latents=latents,
         image_format=None if name is None else ImageFormat(name),
@@ -76,13 +75,6 @@ def _inputs(identity: DecoderIdentity) -> tuple[TensorSpec, ...]:
         TensorSpec(name="latents", datatype="FP32", shape=(ANY, ANY, ANY, identity.latent_channels)),
         TensorSpec(name="image_text", datatype="BYTES", shape=(ANY,), optional=True),
     )
-
-
-def _check_size(latents: Array, identity: DecoderIdentity) -> None:
-    height, width = (side * identity.downsampling for side in latents.shape[1:3])
-    if (width, height) not in identity.sizes:
-        allowed = ", ".join(f"{width}x{height}" for width, height in identity.sizes)
-        raise InvalidValue(f"these latents are a picture of {width}x{height}; this decoder makes {allowed}", param="latents")
 
 
 def _read_texts(texts: Array | None, *, rows: int) -> tuple[str, ...]:

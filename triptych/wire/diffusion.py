@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from triptych.contract import Denoised, DenoiseRequest, DiffusionIdentity
-from triptych.errors import InvalidValue, NotSupported
+from triptych.errors import NotSupported
 from triptych.wire.datatypes import Array
 from triptych.wire.identities import from_parameters, to_parameters
 from triptych.wire.metadata import ANY, ModelMetadata, TensorSpec, check_inputs, take_output
@@ -57,23 +57,23 @@ def write_request(request: DenoiseRequest) -> InferRequest:
 
 
 def read_request(request: InferRequest, identity: DiffusionIdentity) -> DenoiseRequest:
-    """What is asked for; parameters that are absent have the model's own defaults.
+    """What is asked for; parameters that are absent have the model's own defaults. `contract.check_denoise` is the stage's part.
 
     Raises:
-        InvalidValue: The request does not fit the model.
+        InvalidValue: A tensor or parameter is not what the metadata says.
         NotSupported: It asks for frames, or to resume.
     """
     _refuse_to_resume(request.inputs)
     check_inputs(request.inputs, _inputs(identity))
     parameters = Parameters(request.parameters, later=_PARAMETERS_OF_FRAMES)
-    width, height = _read_size(parameters, identity.sizes)
+    width, height = identity.sizes[0]
     denoise = DenoiseRequest(
         context=request.inputs["context"],
         unconditional_context=request.inputs.get("unconditional_context"),
         seeds=request.inputs["seed"],
-        width=width,
-        height=height,
-        sampler=parameters.choice("sampler", identity.samplers, default=identity.samplers[0]),
+        width=parameters.integer("width", default=width, minimum=1, maximum=MAX_SIDE),
+        height=parameters.integer("height", default=height, minimum=1, maximum=MAX_SIDE),
+        sampler=parameters.text("sampler", default=identity.samplers[0]),
         num_steps=parameters.integer("num_steps", default=identity.default_num_steps, minimum=1, maximum=MAX_NUM_STEPS),
         guidance_scale=parameters.number(
             "guidance_scale", default=identity.default_guidance_scale, minimum=0, maximum=MAX_GUIDANCE_SCALE
@@ -81,7 +81,6 @@ def read_request(request: InferRequest, identity: DiffusionIdentity) -> DenoiseR
         initial_noise=request.inputs.get("initial_noise"),
     )
     parameters.finish()
-    _check_together(denoise, identity)
     return denoise
 
 
@@ -114,30 +113,3 @@ def _refuse_to_resume(names: Iterable[str]) -> None:
     for name in names:
         if name in _INPUTS_TO_RESUME:
             raise NotSupported(f"the input {name} is for resuming, which is not supported by this version", param=name)
-
-
-def _read_size(parameters: Parameters, sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
-    default_width, default_height = sizes[0]
-    width = parameters.integer("width", default=default_width, minimum=1, maximum=MAX_SIDE)
-    height = parameters.integer("height", default=default_height, minimum=1, maximum=MAX_SIDE)
-    if (width, height) not in sizes:
-        allowed = ", ".join(f"{width}x{height}" for width, height in sizes)
-        raise InvalidValue(f"this model makes no pictures of {width}x{height}; it makes {allowed}", param="width")
-    return width, height
-
-
-def _check_together(request: DenoiseRequest, identity: DiffusionIdentity) -> None:
-    """What no tensor shows alone: rows that agree, noise of the picture's size, something for guidance to lead away from."""
-    rows = len(request.seeds)
-    for name, array in (
-        ("context", request.context),
-        ("unconditional_context", request.unconditional_context),
-        ("initial_noise", request.initial_noise),
-    ):
-        if array is not None and len(array) not in (1, rows):
-            raise InvalidValue(f"{name} has {len(array)} rows; with {rows} seeds it must have {rows} or 1", param=name)
-    if request.unconditional_context is None and request.guidance_scale != 1:
-        raise InvalidValue("without unconditional_context the guidance_scale must be 1", param="unconditional_context")
-    size = (request.height // identity.downsampling, request.width // identity.downsampling)
-    if request.initial_noise is not None and request.initial_noise.shape[1:3] != size:
-        raise InvalidValue(f"initial_noise must be {size[0]} high and {size[1]} wide for this size", param="initial_noise")

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from triptych.errors import InvalidValue, NotSupported
 from triptych.wire.open_inference import Scalar, quoted
 
+MAX_TEXT_CHARACTERS = 64
+
 
 class Parameters:
     """The parameters of one request. Whoever has read what it knows calls `finish`.
@@ -40,10 +42,13 @@ class Parameters:
             raise InvalidValue(f"{name} must be a number from {minimum:g} to {maximum:g}", param=name)
         return float(value)
 
-    def choice(self, name: str, choices: Sequence[str], *, default: str) -> str:
-        return self.optional_choice(name, choices) or default
+    def text(self, name: str, *, default: str) -> str:
+        value = self._take(name, default)
+        if not isinstance(value, str) or len(value) > MAX_TEXT_CHARACTERS:
+            raise InvalidValue(f"{name} must be a text of at most {MAX_TEXT_CHARACTERS} characters", param=name)
+        return value
 
-    def optional_choice(self, name: str, choices: Sequence[str]) -> str | None:
+    def choice(self, name: str, choices: Sequence[str]) -> str | None:
         """One of some words; None where the parameter is absent."""
         value = self._take(name, None)
         if value is None or (isinstance(value, str) and value in choices):

@@ -1,0 +1,108 @@
+"""What fits and what does not: three stages to each other, and requests to a stage."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.fakes import DECODER, DIFFUSION, TEXT_ENCODER
+from triptych.contract import DecodeRequest, DenoiseRequest, ImageFormat, check_decode, check_denoise, check_fit
+from triptych.errors import InvalidValue, StagesDoNotFit
+
+CONTEXT = np.zeros((2, 77, 768), np.float32)
+LATENTS = np.zeros((2, 8, 12, 4), np.float32)
+DENOISE = DenoiseRequest(
+    context=CONTEXT,
+    unconditional_context=CONTEXT[:1],
+    seeds=np.array([1, 2], np.uint64),
+    width=96,
+    height=64,
+    sampler="euler",
+    num_steps=4,
+    guidance_scale=7.5,
+)
+
+
+def test_stages_of_one_family_fit() -> None:
+    check_fit(TEXT_ENCODER, DIFFUSION, DECODER)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"context_width": 1024}, "the text encoder 'fake' has context width 768, the diffusion model 'fake' wants 1024"),
+        ({"context_length": 154}, "has context length 77, the diffusion model 'fake' wants 154"),
+        ({"text_space": "sd-2"}, "has text space sd-1, the diffusion model 'fake' wants sd-2"),
+        ({"latent_space": "sdxl"}, "the diffusion model 'fake' has latent space sdxl, the decoder 'fake' wants sd-1"),
+        ({"latent_channels": 16}, "has number of latent channels 16, the decoder 'fake' wants 4"),
+        ({"downsampling": 4}, "has downsampling 4, the decoder 'fake' wants 8"),
+    ],
+)
+def test_stages_of_different_families_do_not(change: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(StagesDoNotFit, match=sentence):
+        check_fit(TEXT_ENCODER, replace(DIFFUSION, **change), DECODER)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"context": CONTEXT[:1]},
+        {"unconditional_context": None, "guidance_scale": 1.0},
+        {"initial_noise": LATENTS},
+        {"initial_noise": LATENTS[:1]},
+    ],
+)
+def test_what_a_diffusion_model_takes(change: dict[str, Any]) -> None:
+    check_denoise(replace(DENOISE, **change), DIFFUSION)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence", "param"),
+    [
+        ({"width": 64, "height": 512}, "no pictures of 64x512; it makes 64x64, 96x64, 64x96", "width"),
+        ({"sampler": "plms"}, "there is no sampler 'plms'; there are ddim, euler", "sampler"),
+        ({"guidance_scale": -0.5}, "guidance_scale must be 0 or more, not -0.5", "guidance_scale"),
+        ({"guidance_scale": float("inf")}, "guidance_scale must be 0 or more, not inf", "guidance_scale"),
+        ({"unconditional_context": None}, "without unconditional_context the guidance_scale must be 1", "unconditional_context"),
+        ({"seeds": np.zeros(0, np.uint64)}, "seeds must be uint64", "seed"),
+        ({"seeds": np.zeros(2, np.int64)}, "seeds must be uint64", "seed"),
+        (
+            {"context": np.zeros((3, 77, 768), np.float32)},
+            r"context must be float32 \(2 or 1, 77, 768\), not float32 \(3,",
+            "context",
+        ),
+        ({"context": CONTEXT[:, :, :512]}, r"not float32 \(2, 77, 512\)", "context"),
+        ({"unconditional_context": CONTEXT.astype(np.float64)}, "not float64", "unconditional_context"),
+        ({"initial_noise": LATENTS.transpose(0, 2, 1, 3)}, r"not float32 \(2, 12, 8, 4\)", "initial_noise"),
+    ],
+)
+def test_what_a_diffusion_model_does_not_take(change: dict[str, Any], sentence: str, param: str) -> None:
+    with pytest.raises(InvalidValue, match=sentence) as refused:
+        check_denoise(replace(DENOISE, **change), DIFFUSION)
+    assert refused.value.param == param
+
+
+def test_what_a_decoder_takes() -> None:
+    check_decode(DecodeRequest(latents=LATENTS), DECODER)
+    check_decode(DecodeRequest(latents=LATENTS, image_format=ImageFormat.PNG, image_texts=("a", "b")), DECODER)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence", "param"),
+    [
+        ({"latents": LATENTS[:, :4]}, "a picture of 96x32; this decoder makes 64x64, 96x64, 64x96", "latents"),
+        ({"latents": LATENTS[0]}, r"latents must be float32 \(B, H/8, W/8, 4\), not float32 \(8, 12, 4\)", "latents"),
+        ({"latents": LATENTS[..., :3]}, "latents must be float32", "latents"),
+        ({"latents": LATENTS[:0]}, "latents must be float32", "latents"),
+        ({"latents": LATENTS.astype(np.float16)}, "not float16", "latents"),
+        ({"image_texts": ("one",)}, "there are 1 image_texts for 2 pictures", "image_text"),
+    ],
+)
+def test_what_a_decoder_does_not_take(change: dict[str, Any], sentence: str, param: str) -> None:
+    with pytest.raises(InvalidValue, match=sentence) as refused:
+        check_decode(replace(DecodeRequest(latents=LATENTS), **change), DECODER)
+    assert refused.value.param == param
