@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -210,6 +211,56 @@ def test_a_right_import_is_not(tmp_path: Path, path: str, source: str) -> None:
     right.write_text(source, encoding="utf-8")
 
     assert violations(tmp_path) == []
+
+
+def modules_after(statement: str, root: Path) -> set[str]:
+    """Top-level names of the modules that a fresh interpreter holds after a statement."""
+    code = f"import sys\n{statement}\nprint(*sorted({{name.partition('.')[0] for name in sys.modules}}))"
+    command = [sys.executable, "-c", code]
+    finished = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=100, check=False)
+    assert finished.returncode == 0, finished.stderr
+    return set(finished.stdout.split())
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "triptych.contract",
+        "triptych.gateway.app",
+        "triptych.client",
+        "triptych.cli",
+        "triptych.stages.text_encoder",
+        "triptych.stages.diffusion",
+        "triptych.stages.decoder",
+        "triptych.models.config",
+        "triptych.models.tokenizer",
+        "services.text_encoder.app",
+        "services.diffusion.app",
+        "services.decoder.app",
+        "services.central.app",
+        "services.all_in_one.app",
+    ],
+)
+def test_starts_without_keras(module: str, root: Path) -> None:
+    held = modules_after(f"import {module}", root)
+
+    assert module.partition(".")[0] in held
+    assert held & BACKENDS == set()
+
+
+def test_the_measure_of_modules_can_fail(root: Path) -> None:
+    assert "keras" in modules_after("import keras", root)
+
+
+@pytest.mark.parametrize("service", ["text_encoder", "diffusion", "decoder", "central", "all_in_one"])
+def test_importing_a_service_builds_nothing(service: str, root: Path) -> None:
+    statement = (
+        f"import services.{service}.app as module\n"
+        "from fastapi import FastAPI\n"
+        "assert not [name for name, value in vars(module).items() if isinstance(value, FastAPI)]\n"
+        "assert callable(module.create_app)"
+    )
+    assert "fastapi" in modules_after(statement, root)
 
 
 def distribution_modules(root: Path) -> set[str]:
