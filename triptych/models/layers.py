@@ -136,7 +136,7 @@ class ImageLayers:
         h = ops.silu(self.norm(x, f"{name}.norm1"))
         h = self.conv(h, f"{name}.conv1", channels)
         if time is not None:
-            shift = self.dense(ops.silu(time), f"{name}.time_emb_proj", channels)
+            shift = self.dense(time, f"{name}.time_emb_proj", channels)
             h = h + layers.Reshape((channels, 1, 1) if self.channels_first else (1, 1, channels))(shift)
         h = ops.silu(self.norm(h, f"{name}.norm2"))
         h = self.conv(h, f"{name}.conv2", channels)

@@ -49,10 +49,12 @@ class UNetLayers(ImageLayers):
         self.last_level = len(config.block_out_channels) - 1
 
     def time_embedding(self, timestep):
+        """What every residual block hears of the timestep, (B, D)."""
         width = self.config.block_out_channels[0]
         x = TimestepWaves(width, self.config.flip_sin_to_cos, self.config.freq_shift, name="time_proj")(timestep)
         x = self.dense(x, "time_embedding.linear_1", 4 * width)
-        return self.dense(ops.silu(x), "time_embedding.linear_2", 4 * width)
+        x = self.dense(ops.silu(x), "time_embedding.linear_2", 4 * width)
+        return ops.silu(x)  # the blocks of diffusers do this each for itself
 
     def down(self, x, time, context):
         """The way down, and the features that the way up will want, in the order in which they were made."""
