@@ -23,6 +23,9 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=200_000, help="to encode")
     parser.add_argument("--minutes", type=float, help="stop after these")
     parser.add_argument("--constant-rate", action="store_true", help="do not let the rate fall at the end: the run will go on")
+    parser.add_argument(
+        "--train-text", action="store_true", help="let the text encoder learn with the U-Net, at a tenth of its rate"
+    )
     parser.add_argument("--precision", choices=("float32", "mixed_bfloat16"), default="mixed_bfloat16")
     parser.add_argument("--folder", type=Path, help="where to release to, instead of the package")
     arguments = parser.parse_args()
@@ -54,7 +57,12 @@ def _runner(stage: str, arguments: argparse.Namespace) -> Callable[[], None]:
         "latents": lambda: cache_latents(scenes=arguments.scenes, grammar=grammar),
         "text": lambda: train_text(steps=arguments.steps or 6_000, deadline=deadline),
         "unet": lambda: train_unet(
-            steps=arguments.steps or 30_000, rows=arguments.rows, decay=decay, shares={grammar: 1.0}, deadline=deadline
+            grammar=grammar,
+            steps=arguments.steps or 30_000,
+            rows=arguments.rows,
+            decay=decay,
+            train_text=arguments.train_text,
+            deadline=deadline,
         ),
         "decoder": lambda: train_decoder(steps=arguments.steps or 20_000, deadline=deadline),
         "release": lambda: release(arguments.folder),

@@ -34,6 +34,10 @@ class Latents:
     codes: np.ndarray
     boxes: np.ndarray
 
+    def where(self, chosen: np.ndarray) -> Latents:
+        """Those scenes alone; `chosen` is bool (n,)."""
+        return Latents(latents=self.latents[chosen], codes=self.codes[chosen], boxes=self.boxes[chosen])
+
 
 def cache_latents(*, scenes: int = 200_000, grammar: Grammar = Grammar.FULL, seed: int = 21) -> None:
     """Encodes scenes of the training part of a grammar, shard by shard; shards that are there already stay."""

@@ -50,10 +50,12 @@ class Schedule:
         return self.rate * warm * (min(1.0, max(0.02, left)) if self.decay else 1.0)
 
 
-def compile_for_training(network: keras.Model, schedule: Schedule) -> None:
+def compile_for_training(
+    network: keras.Model, schedule: Schedule, optimizer: type[keras.optimizers.AdamW] = keras.optimizers.AdamW
+) -> None:
     """Readies a network whose call returns each row's loss, (B,)."""
     network.compile(
-        optimizer=keras.optimizers.AdamW(
+        optimizer=optimizer(
             schedule.rate,
             weight_decay=schedule.weight_decay,
             beta_2=0.99,
@@ -66,9 +68,17 @@ def compile_for_training(network: keras.Model, schedule: Schedule) -> None:
     )
 
 
-def train(network: keras.Model, batches: Batches, schedule: Schedule, stage: str, *, deadline: float | None = None) -> int:
+def train(
+    network: keras.Model,
+    batches: Batches,
+    schedule: Schedule,
+    stage: str,
+    *,
+    deadline: float | None = None,
+    optimizer: type[keras.optimizers.AdamW] = keras.optimizers.AdamW,
+) -> int:
     """Trains until the schedule or the deadline (of `time.time()`) ends, and saves the state; returns the step reached."""
-    compile_for_training(network, schedule)
+    compile_for_training(network, schedule, optimizer)
     path = cache_folder(stage) / "state.npz"
     first = next(iter(_ahead(batches, schedule.seed, 0, 1)))
     network.evaluate(first, np.zeros(_rows(first)), verbose=0, batch_size=_rows(first))  # builds the variables

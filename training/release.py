@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from training.cache import cache_folder, report
-from training.decoder import WEIGHTS
+from training.decoder import WEIGHTS as DECODER_WEIGHTS
 from training.latents import measure_whitening, whitened_vae
 from training.text import text_config
-from training.unet import unet_config
+from training.unet import TEXT_WEIGHTS, trained_stage, unet_config
+from training.unet import WEIGHTS as UNET_WEIGHTS
 from training.vae import vae_config
 from training.world.captions import all_words
 from triptych.checkpoints.diffusers_folder import ModelFacts, save_description, save_network
@@ -40,7 +41,7 @@ def facts(version: int) -> ModelFacts:
         sizes=((128, 128),),
         sampler="ddim",
         num_steps=25,
-        guidance_scale=3.0,
+        guidance_scale=2.0,
         words=all_words(),
     )
 
@@ -49,12 +50,13 @@ def release(folder: Path | None = None, *, version: int = 1) -> None:
     """Writes the model; into the package unless another folder is named."""
     folder = folder or EMBEDDED["vignette"]
     encoder, decoder = whitened_vae(measure_whitening())
-    if (tuned := cache_folder("decoder") / WEIGHTS).exists():
+    if (tuned := cache_folder("decoder") / DECODER_WEIGHTS).exists():
         decoder.load_weights(tuned)
     save_network(folder, "vae", vae_config(), encoder, decoder)
+    stage = cache_folder(trained_stage())
     text_encoder, unet = build_text_encoder(text_config()), build_unet(unet_config())
-    text_encoder.load_weights(cache_folder("unet") / "text_encoder.weights.h5")
-    unet.load_weights(cache_folder("unet") / "unet.weights.h5")
+    text_encoder.load_weights(stage / TEXT_WEIGHTS)
+    unet.load_weights(stage / UNET_WEIGHTS)
     save_network(folder, "text_encoder", text_config(), text_encoder)
     save_network(folder, "unet", unet_config(), unet)
     for path in cache_folder("tokenizer").iterdir():

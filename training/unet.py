@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import keras
@@ -16,7 +18,7 @@ from training.text import text_config
 from training.tokenizer import CONTEXT_LENGTH, load_tokenizer
 from training.vae import start_blocks_as_identity
 from training.world.captions import caption
-from training.world.scenes import Grammar, from_code
+from training.world.scenes import NO_THING, Grammar, from_code
 from triptych.models.config import UNetConfig
 from triptych.models.text_encoder import build_text_encoder
 from triptych.models.unet import build_unet
@@ -25,6 +27,8 @@ NO_PROMPT_SHARE = 0.1
 BOX_WEIGHT = 3.0
 SNR_LIMIT = 5.0
 LATENT_SIDE = 16
+WEIGHTS = "unet.weights.h5"
+TEXT_WEIGHTS = "text_encoder.weights.h5"
 ALPHAS_CUMPROD = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
 
 
@@ -65,24 +69,43 @@ class UNetTraining(keras.Model):
         return ops.mean(error, axis=(1, 2, 3))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Cached scenes, and the share of a batch's rows that come from them at a step."""
+
+    scenes: Latents
+    share: Callable[[int], float]
+
+
+def sources_for(grammar: Grammar, steps: int) -> list[Source]:
+    """Where the rows of a batch come from. The full grammar begins with one thing, and gives more and more to two."""
+    scenes = load_latents(grammar)
+    if grammar is not Grammar.FULL:
+        return [Source(scenes=scenes, share=lambda step: 1.0)]
+    two = scenes.codes[:, 5] != NO_THING
+
+    def share_of_two(step: int) -> float:
+        return 0.15 if step < 0.2 * steps else 0.5 if step < 0.5 * steps else 0.6
+
+    return [
+        Source(scenes=scenes.where(~two), share=lambda step: 1 - share_of_two(step)),
+        Source(scenes=scenes.where(two), share=share_of_two),
+    ]
+
+
 class Batches:
     """Batches of cached scenes with fresh words and fresh noise."""
 
-    def __init__(self, sources: list[tuple[Latents, float]], rows: int) -> None:
-        """
-        Args:
-            sources: Cached scenes and the share of a batch that comes from each.
-            rows: Of a batch.
-        """
+    def __init__(self, sources: list[Source], rows: int) -> None:
         self.whitening = measure_whitening()
         self.tokenizer = load_tokenizer()
         self.sources = sources
         self.rows = rows
 
     def __call__(self, step: int, rng: np.random.Generator) -> Batch:
-        shares = np.array([share for _, share in self.sources])
-        chosen = rng.choice(len(shares), self.rows, p=shares / shares.sum())
-        picks = [(self.sources[s][0], int(rng.integers(len(self.sources[s][0].latents)))) for s in chosen]
+        shares = [source.share(step) for source in self.sources]
+        chosen = [self.sources[i].scenes for i in rng.choice(len(shares), self.rows, p=shares)]
+        picks = [(scenes, int(rng.integers(len(scenes.latents)))) for scenes in chosen]
         latents = self.whitening(np.stack([source.latents[i] for source, i in picks]))
         texts = ["" if rng.random() < NO_PROMPT_SHARE else caption(from_code(source.codes[i]), rng) for source, i in picks]
         timesteps = rng.integers(0, 1000, self.rows)
@@ -110,23 +133,44 @@ def place_weights(boxes: np.ndarray) -> np.ndarray:
     return weights
 
 
+class TwoRates(keras.optimizers.AdamW):
+    """AdamW that moves the text encoder at a tenth of the rate: it can parse already, and is not to forget it."""
+
+    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+        factor = 0.1 if variable.path.startswith("text_model.") else 1.0
+        super().update_step(gradient, variable, learning_rate * factor)
+
+
 def train_unet(
     *,
-    steps: int,
+    grammar: Grammar = Grammar.FULL,
+    steps: int = 30_000,
     rows: int = 32,
     rate: float = 6e-4,
     decay: float = 0.2,
-    ema: float = 0.999,
-    shares: dict[Grammar, float] | None = None,
+    train_text: bool = False,
     deadline: float | None = None,
 ) -> None:
-    """Trains on the cached latents of one grammar or several and keeps the averaged weights."""
+    """Trains on the cached latents of a grammar and keeps the averaged weights.
+
+    A run on the full grammar starts from what first light learnt, where that is there.
+    """
     use_fast_group_norm()
-    network = UNetTraining()
+    stage = f"unet-{grammar}"
+    network = UNetTraining(train_text=train_text)
     network.text_encoder.load_weights(cache_folder("text") / "encoder.weights.h5")
-    sources = [(load_latents(grammar), share) for grammar, share in (shares or {Grammar.FIRST_LIGHT: 1.0}).items()]
-    schedule = Schedule(steps=steps, rate=rate, decay=decay, ema=ema, seed=41, report_every=100)
-    train(network, Batches(sources, rows), schedule, "unet", deadline=deadline)
+    before = cache_folder(f"unet-{Grammar.FIRST_LIGHT}") / WEIGHTS
+    if grammar is Grammar.FULL and before.exists():
+        network.unet.load_weights(before)
+    schedule = Schedule(steps=steps, rate=rate, decay=decay, ema=0.999, seed=41, report_every=100)
+    batches = Batches(sources_for(grammar, steps), rows)
+    train(network, batches, schedule, stage, deadline=deadline, optimizer=TwoRates)
     use_averages(network)
-    network.unet.save_weights(cache_folder("unet") / "unet.weights.h5")
-    network.text_encoder.save_weights(cache_folder("unet") / "text_encoder.weights.h5")
+    network.unet.save_weights(cache_folder(stage) / WEIGHTS)
+    network.text_encoder.save_weights(cache_folder(stage) / TEXT_WEIGHTS)
+
+
+def trained_stage() -> str:
+    """The furthest grammar that a U-Net was trained on."""
+    done = [g for g in (Grammar.FULL, Grammar.ONE_THING, Grammar.FIRST_LIGHT) if (cache_folder(f"unet-{g}") / WEIGHTS).exists()]
+    return f"unet-{done[0]}"

@@ -24,7 +24,14 @@ KL_WEIGHT = 1e-4  # on the mean over latent numbers; the weight of the sum over 
 
 def vae_config(scaling_factor: float = 1.0) -> VAEConfig:
     """f8, four channels."""
-    return VAEConfig(block_out_channels=(24, 48, 96, 128), layers_per_block=1, norm_num_groups=8, scaling_factor=scaling_factor)
+    return VAEConfig(
+        block_out_channels=(24, 48, 96, 128),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=1,
+        norm_num_groups=8,
+        scaling_factor=scaling_factor,
+    )
 
 
 class VAETraining(keras.Model):
