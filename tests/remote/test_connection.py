@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable
 import httpx2
 import numpy as np
 import pytest
+import structlog
 from opentelemetry import context, trace
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
 
@@ -79,7 +80,7 @@ async def test_an_inference_goes_there_and_back() -> None:
 
 async def test_without_token_and_deadline_no_header_is_sent() -> None:
     def handler(request: httpx2.Request) -> httpx2.Response:
-        assert not {"authorization", "x-request-timeout-seconds", "traceparent"} & set(request.headers)
+        assert not {"authorization", "x-request-timeout-seconds", "x-request-id", "traceparent"} & set(request.headers)
         return GOOD
 
     assert await stage_that(handler).infer("m", REQUEST, deadline=None)
@@ -99,6 +100,18 @@ async def test_the_current_trace_goes_along() -> None:
     finally:
         context.detach(token)
     assert seen == [f"00-{0xAB:032x}-{0xCD:016x}-01"]
+
+
+async def test_the_current_requests_name_goes_along() -> None:
+    seen = []
+
+    def handler(request: httpx2.Request) -> httpx2.Response:
+        seen.append(request.headers["X-Request-Id"])
+        return GOOD
+
+    with structlog.contextvars.bound_contextvars(request_id="seven"):
+        await stage_that(handler).infer("m", REQUEST, deadline=None)
+    assert seen == ["seven"]
 
 
 @pytest.mark.parametrize(

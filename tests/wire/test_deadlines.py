@@ -5,7 +5,8 @@ import time
 import pytest
 
 from triptych.errors import MalformedRequest
-from triptych.wire.deadlines import TIMEOUT_HEADER, read_deadline, write_deadline
+from triptych.wire.deadlines import read_deadline, write_deadline
+from triptych.wire.headers import TIMEOUT_HEADER
 
 
 @pytest.fixture(autouse=True)

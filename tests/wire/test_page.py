@@ -11,7 +11,7 @@ import pytest
 from tests.fakes import DECODER, DIFFUSION, TEXT_ENCODER
 from triptych.errors import CallerError, StageError
 from triptych.wire import decoder, diffusion, text_encoder
-from triptych.wire.deadlines import TIMEOUT_HEADER
+from triptych.wire.headers import REQUEST_ID_HEADER, TIMEOUT_HEADER
 from triptych.wire.metadata import ModelMetadata
 from triptych.wire.open_inference import HEADER_LENGTH, decode_request
 
@@ -55,7 +55,7 @@ def test_it_names_every_status(page: str) -> None:
 
 
 def test_its_headers_are_ours(page: str) -> None:
-    assert {HEADER_LENGTH, TIMEOUT_HEADER} <= code(page)
+    assert {HEADER_LENGTH, REQUEST_ID_HEADER, TIMEOUT_HEADER} <= code(page)
 
 
 def test_its_example_of_a_request_is_one(page: str) -> None:

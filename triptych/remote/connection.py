@@ -22,6 +22,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import httpx2
+import structlog
 from opentelemetry import propagate
 
 from triptych.contract import StageName
@@ -42,6 +43,7 @@ from triptych.errors import (
 )
 from triptych.wire.bodies import read_bounded
 from triptych.wire.deadlines import write_deadline
+from triptych.wire.headers import REQUEST_ID_HEADER
 from triptych.wire.json_text import parse_object
 from triptych.wire.metadata import ModelMetadata
 from triptych.wire.open_inference import (
@@ -118,7 +120,7 @@ class StageConnection:
     async def _exchange(
         self, method: str, path: str, *, body: Body | None = None, deadline: float | None
     ) -> tuple[Mapping[str, str], bytes]:
-        headers = {**self._headers, **write_deadline(deadline), **(body.headers if body else {})}
+        headers = {**self._headers, **write_deadline(deadline), **_current_request(), **(body.headers if body else {})}
         propagate.inject(headers)
         try:
             async with asyncio.timeout(self._seconds_left(deadline)):
@@ -174,6 +176,12 @@ def _read_url(stage: StageName, text: str) -> httpx2.URL:
     if url.scheme not in ("http", "https") or not url.host:
         raise StartError(f"the address of the {stage} stage must be like http://127.0.0.1:8001")
     return url
+
+
+def _current_request() -> dict[str, str]:
+    """The name under which this process logs what it is doing: the stage's log shall call it the same."""
+    name = structlog.contextvars.get_contextvars().get("request_id")
+    return {} if name is None else {REQUEST_ID_HEADER: name}
 
 
 async def _read_words(response: httpx2.Response) -> str:

@@ -50,7 +50,7 @@ def configure_logging(*, log_format: Literal["auto", "console", "json"], log_lev
 def _renderer(log_format: str) -> Processor:
     if log_format == "json" or (log_format == "auto" and not sys.stderr.isatty()):
         return structlog.processors.JSONRenderer()
-    return structlog.dev.ConsoleRenderer()
+    return structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
 
 
 def _take_over(handler: logging.Handler, level: str) -> None:

@@ -10,7 +10,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-HEADER = "X-Request-Id"
+from triptych.wire.headers import REQUEST_ID_HEADER
 
 _FIT = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
@@ -22,7 +22,7 @@ def request_id(request: Request) -> str:
 
 
 class RequestIdMiddleware:
-    """Names each request, in `request.state`, in every line of the log and in the response's headers."""
+    """Names each request: in `request.state`, in every line of the log, in the response's headers, and to other stages."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -31,13 +31,13 @@ class RequestIdMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        sent = Headers(scope=scope).get(HEADER, "")
+        sent = Headers(scope=scope).get(REQUEST_ID_HEADER, "")
         name = sent if _FIT.fullmatch(sent) else uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = name
 
         async def send_named(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)[HEADER] = name
+                MutableHeaders(scope=message)[REQUEST_ID_HEADER] = name
             await send(message)
 
         with structlog.contextvars.bound_contextvars(request_id=name):

@@ -7,8 +7,7 @@ import time
 from collections.abc import Mapping
 
 from triptych.errors import MalformedRequest
-
-TIMEOUT_HEADER = "X-Request-Timeout-Seconds"
+from triptych.wire.headers import TIMEOUT_HEADER
 
 
 def write_deadline(deadline: float | None) -> dict[str, str]:
