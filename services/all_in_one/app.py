@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from fastapi import FastAPI
-from triptych.stages.decoder import DecoderStage
-from triptych.stages.diffusion import DiffusionStage
-from triptych.stages.text_encoder import TextEncoderStage
 
 from triptych.gateway.settings import GatewaySettings
 from triptych.gateway.topology import local_gateway
 from triptych.serving.server import start_service
 from triptych.serving.settings import StageSettings, read_settings
+from triptych.stages.decoder import DecoderStage
+from triptych.stages.diffusion import DiffusionStage
+from triptych.stages.text_encoder import TextEncoderStage
 
 
 def create_app() -> FastAPI:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from triptych.cli.console import say, show_timings, waiting_for
@@ -25,5 +26,10 @@ def show(prompt: str, port: int, output: Path) -> None:
         with waiting_for("waiting until all four are ready"):
             group.wait_until_ready(seconds=START_SECONDS, on_ready=say_ready)
         say(f"Asking {services[-1].url}/generate for: {prompt}")
-        generation = write_pictures(prompt, output, url=services[-1].url, api_key=None, timeout_seconds=PICTURE_SECONDS)
+        generation = write_pictures(prompt, output, url=services[-1].url, api_key=_own_key(), timeout_seconds=PICTURE_SECONDS)
         show_timings(generation.timings)
+
+
+def _own_key() -> str | None:
+    """What the gateway that was just started demands, if the environment told it to."""
+    return os.environ.get("TRIPTYCH_API_KEYS", "").split(",")[0].strip() or None

@@ -18,17 +18,21 @@ def four_services(ports: tuple[int, ...]) -> tuple[Service, ...]:
         ports: Of the gateway and the three stages.
     """
     gateway_port, *stage_ports = ports
+    # A person reads these logs, though they come through a pipe.
+    logs = {"TRIPTYCH_LOG_FORMAT": os.environ.get("TRIPTYCH_LOG_FORMAT", "console")}
     stages = tuple(
-        Service(name=stage, port=port, command=serve_command(stage, port), ready_path="/v2/health/ready")
+        Service(name=stage, port=port, command=serve_command(stage, port), ready_path="/v2/health/ready", environment=logs)
         for stage, port in zip(STAGES, stage_ports, strict=True)
     )
     addresses = {f"TRIPTYCH_{stage.name.upper()}_URL": stage.url for stage in stages}
+    if "TRIPTYCH_TOKEN" in os.environ:
+        addresses["TRIPTYCH_STAGE_TOKEN"] = os.environ["TRIPTYCH_TOKEN"]
     gateway = Service(
         name="central",
         port=gateway_port,
         command=serve_command("central", gateway_port),
         ready_path="/health/ready",
-        environment=addresses,
+        environment=addresses | logs,
     )
     return (*stages, gateway)
 

@@ -14,7 +14,7 @@ class ErrorDetail(BaseModel):
 
     message: str = Field(description="One sentence.")
     type: str = Field(description="The kind of error, for callers that know few kinds.")
-    param: str | None = Field(description="The field at fault, or the stage: text_encoder, diffusion or decoder.")
+    param: str | None = Field(description="The field at fault, or the stage, or `stages` where they do not fit together.")
     code: str = Field(description="The very error, such as queue_full.")
 
 

@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.fakes import DECODER, DIFFUSION, TEXT_ENCODER
+from triptych.contract import ImageFormat
+from triptych.errors import CallerError, InvalidValue
+from triptych.gateway.parameters import ALIASES, GenerateBody, Parameters, parse_body, resolve
+from triptych.gateway.registry import Identities
+
+IDENTITIES = Identities(text_encoder=TEXT_ENCODER, diffusion=DIFFUSION, decoder=DECODER)
+
+
+def resolved(**fields: Any) -> Parameters:
+    return resolve(parse_body(json.dumps({"prompt": "x", **fields}).encode()), "mine", IDENTITIES)
+
+
+@pytest.mark.parametrize(
+    ("given_size", "size"),
+    [({}, (64, 64)), ({"width": 96}, (96, 64)), ({"height": 96}, (64, 96)), ({"width": 64, "height": 96}, (64, 96))],
+)
+def test_a_missing_side_is_the_default_ones(given_size: dict[str, int], size: tuple[int, int]) -> None:
+    parameters = resolved(**given_size)
+    assert (parameters.width, parameters.height) == size
+
+
+def test_no_guidance_is_a_value_and_not_a_missing_one() -> None:
+    assert resolved(guidance_scale=0).guidance_scale == 0.0
+
+
+def test_the_models_defaults_are_its_own() -> None:
+    other = replace(DIFFUSION, default_num_steps=7, default_guidance_scale=1.5, samplers=("unipc",), sizes=((96, 64),))
+    identities = Identities(text_encoder=TEXT_ENCODER, diffusion=other, decoder=DECODER)
+    parameters = resolve(GenerateBody(prompt="x"), "mine", identities)
+    assert (parameters.num_steps, parameters.guidance_scale) == (7, 1.5)
+    assert (parameters.sampler, parameters.width, parameters.height) == ("unipc", 96, 64)
+
+
+def test_the_text_of_a_picture_is_one_line_of_sorted_json_without_what_changes() -> None:
+    request = resolved(seed=2**64 - 1, num_images=2, guidance_scale=3).to_request()
+    assert request.image_texts == (
+        '{"guidance_scale": 3.0, "height": 64, "model": "mine", "negative_prompt": "", "num_steps": 4, "prompt": "x", '
+        '"sampler": "ddim", "seed": 18446744073709551615, "width": 64}',
+        '{"guidance_scale": 3.0, "height": 64, "model": "mine", "negative_prompt": "", "num_steps": 4, "prompt": "x", '
+        '"sampler": "ddim", "seed": 0, "width": 64}',
+    )
+    assert request.image_format is ImageFormat.PNG
+
+
+def test_every_alias_stands_for_a_field() -> None:
+    assert set(ALIASES) <= set(GenerateBody.model_fields)
+    assert not {alias for aliases in ALIASES.values() for alias in aliases} & set(GenerateBody.model_fields)
+
+
+PLAIN = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
+VALUES = PLAIN | st.lists(PLAIN, max_size=3) | st.dictionaries(st.text(), PLAIN, max_size=3)
+fuzzed = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+NAMES = st.sampled_from([*GenerateBody.model_fields, *(alias for each in ALIASES.values() for alias in each)]) | st.text()
+
+
+@fuzzed
+@given(st.dictionaries(NAMES, VALUES))
+def test_whatever_is_sent_is_understood_or_refused_with_one_line(document: dict[str, Any]) -> None:
+    try:
+        parameters = resolve(parse_body(json.dumps(document).encode()), "mine", IDENTITIES)
+    except CallerError as error:
+        words, param = error.message, error.param
+    else:
+        words = param = ""
+        assert 1 <= parameters.num_steps <= 150
+        assert 0 <= parameters.seed < 2**64
+        assert (parameters.width, parameters.height) in IDENTITIES.sizes
+    assert "\n" not in words
+    assert json.dumps([words, param], ensure_ascii=False).encode("utf-8"), "what goes into an answer must be encodable"
+
+
+@fuzzed
+@given(st.binary())
+def test_any_bytes_are_understood_or_refused(raw: bytes) -> None:
+    with pytest.raises(CallerError):
+        parse_body(raw)
+
+
+@pytest.mark.parametrize("name", ["prompt", "a\nb", "\ud800", "\x00", "\x1b[31m"])
+def test_names_of_strangers_are_printable(name: str) -> None:
+    with pytest.raises(InvalidValue) as error:
+        parse_body(json.dumps({"prompt": "x", f"{name}?": 1}).encode())
+    assert error.value.message.isprintable()

@@ -1,0 +1,84 @@
+"""How an outcome is told: as JSON, or as the picture itself."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+from pydantic import BaseModel, Field
+from starlette.responses import Response
+
+from triptych.gateway.work import Outcome
+
+
+class GeneratedImage(BaseModel):
+    """One picture."""
+
+    b64_json: str = Field(description="The encoded file, base64.")
+    seed: int = Field(description="What makes this picture again as the only one of a request.")
+
+
+class Timings(BaseModel):
+    """Where the time went."""
+
+    queue_seconds: float = Field(description="Waiting for a turn at the gateway.")
+    text_encoder_seconds: float
+    diffusion_seconds: float
+    decoder_seconds: float
+    gateway_seconds: float = Field(description="Everything that was neither waiting nor a stage.")
+    total_seconds: float
+
+
+class GenerateAnswer(BaseModel):
+    """The answer to `POST /generate` as JSON, and the data of the event `completed`."""
+
+    id: str
+    model: str
+    images: list[GeneratedImage]
+    parameters: dict[str, Any] = Field(description="What was done, every default filled in.")
+    warnings: list[str]
+    timings: Timings
+
+
+def to_document(outcome: Outcome) -> GenerateAnswer:
+    return GenerateAnswer(
+        id=outcome.job.id,
+        model=outcome.job.parameters.model,
+        images=[
+            GeneratedImage(b64_json=base64.b64encode(file).decode("ascii"), seed=seed)
+            for file, seed in zip(_files(outcome), outcome.generated.seeds, strict=True)
+        ],
+        parameters=outcome.job.parameters.as_json(),
+        warnings=list(outcome.generated.warnings),
+        timings=_timings(outcome),
+    )
+
+
+def json_response(outcome: Outcome) -> Response:
+    return Response(to_document(outcome).model_dump_json(), headers=_headers(outcome), media_type="application/json")
+
+
+def image_response(outcome: Outcome) -> Response:
+    (file,) = _files(outcome)
+    return Response(file, headers=_headers(outcome), media_type=f"image/{outcome.job.parameters.output_format}")
+
+
+def _files(outcome: Outcome) -> tuple[bytes, ...]:
+    assert isinstance(outcome.generated.images, tuple), "the gateway asks for encoded files"
+    return outcome.generated.images
+
+
+def _timings(outcome: Outcome) -> Timings:
+    stages = {f"{stage}_seconds": seconds for stage, seconds in outcome.generated.seconds.items()}
+    total = outcome.ended - outcome.job.arrived
+    gateway = total - outcome.queue_seconds - sum(stages.values())
+    return Timings(queue_seconds=outcome.queue_seconds, gateway_seconds=gateway, total_seconds=total, **stages)
+
+
+def _headers(outcome: Outcome) -> dict[str, str]:
+    milliseconds = {name.removesuffix("_seconds"): 1000 * seconds for name, seconds in _timings(outcome)}
+    return {
+        "X-Triptych-Id": outcome.job.id,
+        "X-Triptych-Seed": str(outcome.generated.seeds[0]),
+        "Server-Timing": ", ".join(f"{name};dur={duration:.1f}" for name, duration in milliseconds.items()),
+    }

@@ -1,0 +1,62 @@
+"""What `/docs` and `/openapi.json` say of `POST /generate`, which reads its body itself and answers in five forms."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from triptych.contract import ImageFormat
+from triptych.gateway.errors import ErrorAnswer
+from triptych.gateway.parameters import GenerateBody
+
+BODY_SCHEMA = GenerateBody.model_json_schema()
+
+EXAMPLES: Mapping[str, Any] = {
+    "plain": {"summary": "Only a prompt", "value": {"prompt": "a red circle on a blue background"}},
+    "repeatable": {
+        "summary": "Two pictures that can be made again",
+        "value": {"prompt": "a green star on a white background", "seed": 7, "num_images": 2, "num_steps": 20},
+    },
+}
+
+_STREAM_EXAMPLE = """event: progress
+data: {"stage": "diffusion", "position": 3, "num_evaluations": 20}
+
+event: completed
+data: {"id": "...", "images": [{"b64_json": "...", "seed": 7}], ...}
+"""
+
+_REFUSALS = {
+    400: "The body is not JSON.",
+    401: "No key of this gateway was sent.",
+    403: "This gateway has no keys and answers its own machine only.",
+    404: "No such model.",
+    406: "The Accept header takes none of the answers.",
+    413: "The body is too large.",
+    415: "The body is not sent as JSON.",
+    422: "A field is unknown, missing, or impossible for the model; `param` names it.",
+    429: "The queue is full; Retry-After says when a place should be free.",
+    502: "A stage failed; `param` names it.",
+    503: "A stage is down, starting or stopping; `param` names it.",
+    504: "A stage was too slow; `param` names it.",
+}
+
+_HEADERS = {
+    "X-Triptych-Id": "The request's name, in the logs of all services too.",
+    "X-Triptych-Seed": "What makes the first picture again.",
+    "Server-Timing": "Where the time went, in milliseconds.",
+}
+
+RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The pictures, in the form that the Accept header asks for.",
+        "headers": {name: {"description": words, "schema": {"type": "string"}} for name, words in _HEADERS.items()},
+        "content": {
+            **{f"image/{name}": {"schema": {"type": "string", "format": "binary"}} for name in ImageFormat},
+            "text/event-stream": {"schema": {"type": "string"}, "example": _STREAM_EXAMPLE},
+        },
+    },
+    **{status: {"model": ErrorAnswer, "description": words} for status, words in _REFUSALS.items()},
+}
+
+REQUEST_BODY = {"requestBody": {"required": True, "content": {"application/json": {"schema": BODY_SCHEMA, "examples": EXAMPLES}}}}

@@ -1,0 +1,89 @@
+"""One request on its way: accepted, in line, at work, answered."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass, field
+
+from triptych.contract import EncodeRequest, StageName
+from triptych.errors import InvalidValue, StageError
+from triptych.gateway.parameters import Parameters
+from triptych.gateway.registry import Model
+from triptych.gateway.state import Gateway
+from triptych.pipeline import Generated, StageProgress
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One request, understood and accepted.
+
+    Attributes:
+        arrived: When the request came, by `time.monotonic()`.
+        deadline: When nobody waits for it any more, by the same clock.
+    """
+
+    id: str
+    model: Model
+    parameters: Parameters
+    arrived: float
+    deadline: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a job came to.
+
+    Attributes:
+        queue_seconds: How long it waited for its turn.
+        ended: When it was done, by `time.monotonic()`.
+    """
+
+    job: Job
+    generated: Generated
+    queue_seconds: float
+    ended: float = field(default_factory=time.monotonic)
+
+
+async def carry_out(gateway: Gateway, job: Job) -> AsyncGenerator[StageProgress | Outcome, None]:
+    """Waits for the job's turn and carries it out: progress, then the outcome, the last."""
+    queued = time.monotonic()
+    try:
+        async with gateway.admission.turn(job.deadline):
+            queue_seconds = time.monotonic() - queued
+            async with aclosing(job.model.pipeline.generate(job.parameters.to_request(), deadline=job.deadline)) as events:
+                async for event in events:
+                    if isinstance(event, StageProgress):
+                        at_work = event.stage
+                        yield event
+                    else:
+                        generated = event
+    except StageError:
+        job.model.forget()
+        raise
+    except InvalidValue as error:
+        raise (await _name_the_prompt(job, error) if at_work is StageName.TEXT_ENCODER else error) from None
+    # The place is free again before the answer is sent: a slow reader holds nobody up.
+    gateway.metrics.count(generated, job.parameters.model)
+    yield Outcome(job=job, generated=generated, queue_seconds=queue_seconds)
+
+
+async def _name_the_prompt(job: Job, error: InvalidValue) -> InvalidValue:
+    """The text encoder was sent two prompts and refuses one of them; asked for the first alone it shows which."""
+    prompt, *others = job.parameters.to_request().to_encode().prompts
+    try:
+        if others:
+            await job.model.pipeline.text_encoder.encode(EncodeRequest(prompts=(prompt,)), deadline=job.deadline)
+            return InvalidValue(error.message, param="negative_prompt")
+    except InvalidValue:
+        pass
+    return InvalidValue(error.message, param="prompt")
+
+
+async def carry_out_to_the_end(gateway: Gateway, job: Job) -> Outcome:
+    async with aclosing(carry_out(gateway, job)) as events:
+        async for event in events:
+            if isinstance(event, Outcome):
+                return event
+    raise AssertionError("a job ends in an outcome or in an error")
