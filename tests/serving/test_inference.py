@@ -81,6 +81,14 @@ async def test_a_model_describes_itself(connect, version: str) -> None:
     assert index == [{"name": "text_encoder", "version": "1", "state": "READY", "reason": ""}]
 
 
+async def test_what_a_gateway_asks_every_few_seconds_does_not_fill_the_log(connect, logged) -> None:
+    client = connect(app_of(FakeTextEncoder()))
+    await client.get("/v2/models/text_encoder")
+    await client.get("/v2/health/ready")
+    await client.post(INFER, json=PROMPT)
+    assert [entry["log_level"] for entry in logged] == ["debug", "debug", "info"]
+
+
 @pytest.mark.parametrize("path", [INFER, "/v2/models/text_encoder/versions/1/infer"])
 async def test_json_is_answered_in_json(connect, path: str) -> None:
     response = await connect(app_of(FakeTextEncoder())).post(path, json={**PROMPT, "id": "mine"})

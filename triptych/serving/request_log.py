@@ -14,8 +14,8 @@ from triptych.serving.metrics import route_of
 
 log = structlog.get_logger(__name__)
 
-QUIET = ("/health/", "/metrics")
-"""Parts of routes that machines ask for every few seconds."""
+QUIET = ("/health/live", "/health/ready", "/metrics", "/v2/models/{model}")
+"""Ends of routes that machines ask for every few seconds."""
 
 
 class RequestLogMiddleware:
@@ -51,7 +51,7 @@ class RequestLogMiddleware:
 
 def _log_request(scope: Scope, status: int | None, seconds: float) -> None:
     route = route_of(scope)
-    level = "debug" if any(part in route for part in QUIET) else "info"
+    level = "debug" if route.endswith(QUIET) else "info"
     error = scope["state"].get("error")
     getattr(log, level)(
         "request", method=scope["method"], route=route, status=status, seconds=round(seconds, 4), **_describe(error)

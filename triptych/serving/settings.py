@@ -88,7 +88,7 @@ class ServerSettings(BaseSettings):
     """`json`: one object a line. `auto` is `console` at a terminal and `json` elsewhere."""
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
-    """What is logged at least. Health checks are `debug`."""
+    """What is logged at least. Health checks and the like are `debug`."""
 
     def demanded_tokens(self) -> tuple[str, ...]:
         """Any of these opens the door; none means that it stands open."""
