@@ -13,6 +13,7 @@ import json
 import platform
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -52,13 +53,14 @@ def wilson(right: int, count: int) -> tuple[float, float]:
     return round(float(middle - half), 3), round(float(middle + half), 3)
 
 
-def judge(images: np.ndarray, scenes: list[Scene]) -> dict[str, object]:
+def judge(images: np.ndarray, scenes: list[Scene]) -> dict[str, dict[str, object]]:
     """Shares of pictures whose thing, background, and both have the colour that was asked for."""
     thing = [thing_colour(image, s.things[0].shape) == s.things[0].colour for image, s in zip(images, scenes, strict=True)]
     ground = [background_colour(image) == s.background for image, s in zip(images, scenes, strict=True)]
     both = [a and b for a, b in zip(thing, ground, strict=True)]
     rows = {"thing_colour": thing, "background": ground, "both": both}
-    table = {name: {"share": round(float(np.mean(r)), 3), "interval": wilson(sum(r), len(r))} for name, r in rows.items()}
+    table: dict[str, dict[str, object]] = {}
+    table |= {name: {"share": round(float(np.mean(r)), 3), "interval": wilson(sum(r), len(r))} for name, r in rows.items()}
     unseen = [right for right, scene in zip(both, scenes, strict=True) if kept_out(scene)]
     return table | {"both_where_kept_out": {"share": round(float(np.mean(unseen)), 3), "count": len(unseen)}}
 
@@ -84,7 +86,7 @@ def main() -> None:
 
     folder = find_model(arguments.model)
     facts = DiffusersFolder(folder).facts
-    settings = {
+    settings: dict[str, Any] = {
         "sampler": arguments.sampler or facts.sampler,
         "num_steps": arguments.steps or facts.num_steps,
         "guidance_scale": arguments.guidance or facts.guidance_scale,

@@ -24,7 +24,7 @@ def cache_folder(stage: str) -> Path:
 def save_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Writes arrays whole or not at all."""
     draft = path.with_suffix(".part.npz")
-    np.savez(draft, **arrays)
+    np.savez(draft, **arrays)  # type: ignore[arg-type]  # the stub has a flag in its way
     os.replace(draft, path)
 
 

@@ -17,7 +17,7 @@ from triptych.models.layers import GroupNorm
 def use_fast_group_norm() -> None:
     """Replaces the computation of every GroupNorm in this process where the backend is TensorFlow and channels come last."""
     if keras.config.backend() == "tensorflow":
-        GroupNorm.call = _one_pass
+        GroupNorm.call = _one_pass  # type: ignore[method-assign]
 
 
 def _one_pass(self: Any, inputs: Any) -> Any:

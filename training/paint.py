@@ -82,7 +82,7 @@ class Painter:
             noise = None
             if plan.needs_noise(position):
                 noise = np.stack([normal(seed, Purpose.ANCESTRAL, position, shape) for seed in seeds])
-            guided = guide(unconditional, conditional, np.float32(guidance_scale)).astype(np.float32)
+            guided = guide(unconditional, conditional, guidance_scale)
             latents, state = plan.advance(latents, state, position, guided, noise)
         return latents
 

@@ -43,7 +43,7 @@ class VAETraining(keras.Model):
         self.decoder = build_vae_decoder(vae_config())
         # Noise as large as the signal, which is what logvar 0 means at first, teaches the decoder to ignore its input.
         bias = self.encoder.get_layer("quant_conv").bias
-        bias.assign(np.repeat(np.float32([0.0, -6.0]), 4))
+        bias.assign(np.repeat(np.array([0.0, -6.0], np.float32), 4))
         for network in (self.encoder, self.decoder):
             start_blocks_as_identity(network)
 
@@ -119,7 +119,7 @@ def train_vae(*, steps: int = 20_000, full_frames: float = 0.2, rate: float = 4e
     report("vae", **reconstruction(network.encoder, network.decoder))
 
 
-def reconstruction(encoder: keras.Model, decoder: keras.Model, *, pictures: int = 64) -> dict[str, float]:
+def reconstruction(encoder: keras.Model, decoder: keras.Model, *, pictures: int = 64) -> dict[str, Any]:
     """Peak signal to noise in dB of full frames through the mean latents: over all, and for the worst shape."""
     rng = np.random.default_rng(2024)
     by_shape: dict[str, list[float]] = {shape: [] for shape in SHAPES}

@@ -23,7 +23,7 @@ SIDE = 128
 _ROWS = (np.arange(SIDE, dtype=np.float32) + 0.5)[:, None]
 _COLUMNS = (np.arange(SIDE, dtype=np.float32) + 0.5)[None, :]
 _X = (np.arange(SIDE, dtype=np.float32) + 0.5) / SIDE
-_LIGHT = np.float32([-0.55, -0.83])  # towards the light: from above, a little from the left
+_LIGHT = np.array([-0.55, -0.83], np.float32)  # towards the light: from above, a little from the left
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +54,11 @@ def _varied(colour: str, rng: np.random.Generator) -> Field:
     """The colour's anchor, a little lighter or darker and a little off in hue; sRGB in 0..1."""
     hue = 0.012 if colour not in ("black", "white", "gray") else 0.005
     shift = rng.normal(0, hue, 3).clip(-2 * hue, 2 * hue) + rng.uniform(-0.025, 0.025)
-    return np.clip(np.array(COLOURS[colour], np.float32) / 255 + shift.astype(np.float32), 0.02, 0.985)
+    return np.clip(_anchor(colour) + shift.astype(np.float32), np.float32(0.02), np.float32(0.985))
+
+
+def _anchor(colour: str) -> Field:
+    return np.array(COLOURS[colour], np.float32) / np.float32(255)
 
 
 def _rgb(text: str) -> Field:
@@ -110,7 +114,7 @@ def _shadow(area: Field, parts: list[Part], radius: float) -> None:
 def _paint(area: Field, part: Part, colour: Field, x: Field, y: Field, radius: float) -> None:
     distance = part.distance * np.float32(radius)
     cover = np.clip(0.5 - distance, 0, 1)
-    base = np.float32(part.paint) if part.paint is not None else colour * np.float32(part.tone)
+    base = np.array(part.paint, np.float32) if part.paint is not None else colour * np.float32(part.tone)
     # Dark colours show their form by light, light ones by shade.
     lightness = float(base.mean())
     glow = np.float32(0.045 * (1 - lightness))
