@@ -17,11 +17,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from triptych.errors import EngineError
 
 _log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
+_DIGEST_BYTES = 32
 
 
 def find_or_fill(cache_folder: Path, name: str, key: Mapping[str, Any], fill: Callable[[Path], None]) -> tuple[Path, bool]:
@@ -70,14 +74,17 @@ def keep_bytes(path: Path, content: bytes) -> None:
         _log.warning("%s is not kept: %s", path, error)
 
 
-def kept_bytes(path: Path) -> bytes | None:
-    """What `keep_bytes` wrote; None where it is missing or damaged."""
+def kept_bytes(path: Path) -> NDArray[np.uint8] | None:
+    """What `keep_bytes` wrote, mapped into memory; None where it is missing or damaged.
+
+    The array may be written to: the file will not know.
+    """
     try:
-        content = path.read_bytes()
-    except FileNotFoundError:
+        file = np.memmap(path, np.uint8, mode="c")
+    except (FileNotFoundError, ValueError):  # ValueError: it is empty
         return None
-    digest, content = content[:32], content[32:]
-    return content if hashlib.sha256(content).digest() == digest else None
+    digest, content = file[:_DIGEST_BYTES], file[_DIGEST_BYTES:]
+    return content if hashlib.sha256(content.data).digest() == digest.tobytes() else None
 
 
 def code_digest(package: str) -> str:

@@ -74,8 +74,9 @@ class OpenVINOEngine:
         folder, from_cache = find_or_fill(
             cache_folder, f"{source.name}-{self.name}", _key(source, rows), partial(_save_graph, source, rows)
         )
-        compilation = _Compilation(self._core, folder, rows, self._properties(precision))
-        return CompiledNetwork(compilation.run_for(batch_sizes), rows, batch_sizes, from_cache=from_cache)
+        network = _NetworkOfFolder(self._core, folder, rows, self._properties(precision))
+        network.prepare(batch_sizes)
+        return CompiledNetwork(network.run, rows, batch_sizes, from_cache=from_cache)
 
     def _properties(self, precision: Precision) -> dict[str, Any]:
         properties = {
@@ -87,8 +88,8 @@ class OpenVINOEngine:
         return properties if self.threads is None else {**properties, "INFERENCE_NUM_THREADS": self.threads}
 
 
-class _Compilation:
-    """Compiles the graph of a folder for this machine, or finds it compiled."""
+class _NetworkOfFolder:
+    """The graph of a folder, compiled for this machine or found compiled."""
 
     def __init__(self, core: ov.Core, folder: Path, rows: Mapping[str, RowSpec], properties: dict[str, Any]) -> None:
         self.core = core
@@ -98,14 +99,19 @@ class _Compilation:
         machine = [core.get_property(_DEVICE, "FULL_DEVICE_NAME"), instruction_set(), available_cpus()]
         content = repr([ov.get_version(), machine, sorted((name, str(value)) for name, value in properties.items())])
         self.digest = hashlib.sha256(content.encode()).hexdigest()[:16]
+        self.requests: dict[int, ov.InferRequest] = {}
+        self.mapped_files: list[np.ndarray] = []  # OpenVINO takes weights from where they are
 
-    def run_for(self, batch_sizes: Sequence[int]) -> Any:
-        """What runs any of the batch sizes."""
+    def prepare(self, batch_sizes: Sequence[int]) -> None:
         large = (self.folder / "network.bin").stat().st_size > _LARGE
         with ThreadPoolExecutor(max_workers=1 if large else available_cpus()) as pool:
-            networks = dict(zip(batch_sizes, pool.map(self._load_or_compile, batch_sizes), strict=True))
-        requests = {size: network.create_infer_request() for size, network in networks.items()}
-        return partial(_infer, requests)
+            networks = pool.map(self._load_or_compile, batch_sizes)
+        self.requests = {size: network.create_infer_request() for size, network in zip(batch_sizes, networks, strict=True)}
+
+    def run(self, inputs: Arrays) -> dict[str, np.ndarray]:
+        request = self.requests[len(next(iter(inputs.values())))]
+        outputs = request.infer(inputs, share_inputs=True)  # outputs are copies
+        return {port.get_any_name(): array for port, array in outputs.items()}
 
     def _load_or_compile(self, batch_size: int) -> ov.CompiledModel:
         path = self.folder / "compiled" / f"{batch_size}-{self.digest}"
@@ -115,10 +121,12 @@ class _Compilation:
         if (content := kept_bytes(path)) is None:
             return None
         try:
-            return self.core.import_model(ov.Tensor(np.frombuffer(content, np.uint8)), _DEVICE, self.properties)
+            loaded = self.core.import_model(ov.Tensor(content, shared_memory=True), _DEVICE, self.properties)
         except RuntimeError as error:
             _log.warning("%s cannot be read and is compiled anew: %s", path, error)
             return None
+        self.mapped_files.append(content)
+        return loaded
 
     def _compile(self, batch_size: int, path: Path) -> ov.CompiledModel:
         try:
@@ -131,12 +139,6 @@ class _Compilation:
         compiled.export_model(content)
         keep_bytes(path, content.getvalue())
         return compiled
-
-
-def _infer(requests: Mapping[int, ov.InferRequest], inputs: Arrays) -> dict[str, np.ndarray]:
-    request = requests[len(next(iter(inputs.values())))]
-    outputs = request.infer(inputs, share_inputs=True)  # outputs are copies
-    return {port.get_any_name(): array for port, array in outputs.items()}
 
 
 def _key(source: NetworkSource, rows: Mapping[str, RowSpec]) -> dict[str, Any]:
