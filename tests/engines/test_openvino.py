@@ -108,6 +108,14 @@ def test_a_compilation_that_openvino_refuses_is_made_anew(engine, filled, caplog
     assert network(toy_inputs(1))["context"].shape == (1, 6, 3)
 
 
+def test_of_a_large_network_only_the_graph_is_kept(engine, cache_folder, monkeypatch):
+    monkeypatch.setattr("triptych.engines.openvino._LARGE", 1000)
+    compile_toy(engine, cache_folder)
+    again = compile_toy(engine, cache_folder, source=CACHED)
+    assert again(toy_inputs(3))["context"].shape == (3, 6, 3)
+    assert compiled_files(cache_folder) == []
+
+
 def test_half_precision_weights_are_kept_in_half_the_space(engine, cache_folder):
     compile_toy(engine, cache_folder / "half", source=toy_source(half=True))
     compile_toy(engine, cache_folder / "full", source=toy_source(half=False))

@@ -35,7 +35,8 @@ _DEVICE = "CPU"
 _HINTS = {Precision.FLOAT32: ov.Type.f32, Precision.BFLOAT16: ov.Type.bf16, Precision.FLOAT16: ov.Type.f16}
 _CAPABILITIES = {Precision.FLOAT32: "FP32", Precision.BFLOAT16: "BF16", Precision.FLOAT16: "FP16"}
 
-# Compiling takes several times the memory of the weights: networks above this many bytes are compiled one after the other.
+# Compiling takes several times the memory of the weights. Networks whose weights take more bytes than this are compiled one batch
+# size after the other, and what they are compiled to is not kept: it would be gigabytes for each.
 _LARGE = 2**28
 
 # Constants smaller than this stay as they are: what half precision would save is not worth an operation.
@@ -99,12 +100,12 @@ class _NetworkOfFolder:
         machine = [core.get_property(_DEVICE, "FULL_DEVICE_NAME"), instruction_set(), available_cpus()]
         content = repr([ov.get_version(), machine, sorted((name, str(value)) for name, value in properties.items())])
         self.digest = hashlib.sha256(content.encode()).hexdigest()[:16]
+        self.is_large = (folder / "network.bin").stat().st_size > _LARGE
         self.requests: dict[int, ov.InferRequest] = {}
         self.mapped_files: list[np.ndarray] = []  # OpenVINO takes weights from where they are
 
     def prepare(self, batch_sizes: Sequence[int]) -> None:
-        large = (self.folder / "network.bin").stat().st_size > _LARGE
-        with ThreadPoolExecutor(max_workers=1 if large else available_cpus()) as pool:
+        with ThreadPoolExecutor(max_workers=1 if self.is_large else available_cpus()) as pool:
             networks = pool.map(self._load_or_compile, batch_sizes)
         self.requests = {size: network.create_infer_request() for size, network in zip(batch_sizes, networks, strict=True)}
 
@@ -135,9 +136,10 @@ class _NetworkOfFolder:
             compiled = self.core.compile_model(graph, _DEVICE, self.properties)
         except RuntimeError as error:
             raise EngineError(f"OpenVINO cannot compile {self.folder.name} for {batch_size} rows: {error}") from error
-        content = io.BytesIO()
-        compiled.export_model(content)
-        keep_bytes(path, content.getvalue())
+        if not self.is_large:
+            content = io.BytesIO()
+            compiled.export_model(content)
+            keep_bytes(path, content.getvalue())
         return compiled
 
 
