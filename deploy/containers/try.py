@@ -66,6 +66,11 @@ print(json.dumps({
     "writable": [name for name in ("/", "/opt/triptych", "/opt/venv", "/var/cache/triptych", "/tmp") if writable(name)],
 }))
 """
+CPU_SECONDS = """
+import os
+user, system = open("/proc/1/stat").read().rpartition(")")[2].split()[11:13]
+print((int(user) + int(system)) / os.sysconf("SC_CLK_TCK"))
+"""
 ASK_A_STAGE = """
 import http.client, os, sys
 connection = http.client.HTTPConnection(sys.argv[1], int(sys.argv[2]), timeout=10)
@@ -210,14 +215,20 @@ def try_it(engine: Engine, url: str, prompt: str) -> bytes:
 
 
 def show_starts(engine: Engine, services: Sequence[str]) -> None:
-    """From the start of each container's process until it logged that it serves, by the engine's own clock."""
+    """From the start of each container's process until it logged that it serves, by the engine's own clock.
+
+    On a busy machine the processor's time says more, which here is that of the process up to now.
+    """
     for service in services:
         container = engine.container(service)
         words = "ready" if service in STAGES else "Application startup complete."
         logs = engine.run("docker", "logs", "--timestamps", container["Id"]).splitlines()
         times = [line.split(" ", 1)[0] for line in logs if f'"event": "{words}"' in line]
-        check(times, f"{service} logged that it started")
-        print(f"  {service}: {(_time(times[0]) - _time(container['State']['StartedAt'])).total_seconds():.1f} s to start")
+        if not times:
+            raise Failure(f"{service} never logged that it started")
+        seconds = (_time(times[0]) - _time(container["State"]["StartedAt"])).total_seconds()
+        cpu_seconds = float(engine.run_inside(service, CPU_SECONDS))
+        print(f"  {service}: {seconds:.1f} s to start, {cpu_seconds:.1f} s of a processor", flush=True)
 
 
 def check_container(engine: Engine, service: str) -> None:
@@ -232,7 +243,9 @@ def check_container(engine: Engine, service: str) -> None:
     check(host["Memory"] > 0, f"{service} may use {host['Memory'] / 2**20:.0f} MiB")
     published = [port for ports in container["NetworkSettings"]["Ports"].values() for port in ports or ()]
     check(len(published) == (service not in STAGES), f"{service} publishes {'no' if service in STAGES else 'one'} port")
-    check("is not kept" not in engine.run("docker", "logs", container["Id"]), f"{service} had nothing to compile")
+    if service in STAGES:
+        logs = engine.run("docker", "logs", container["Id"])
+        check("from compiled networks" in logs and "is not kept" not in logs, f"{service} had nothing to compile")
 
 
 def check_doors(engine: Engine, url: str) -> None:
