@@ -34,7 +34,7 @@ test: $(VENV)/.installed-test $(TRITON)/.installed  ## all tests that need no to
 test-reference: $(REFERENCE)/.installed  ## networks and samplers against diffusers and transformers
 	$(REFERENCE)/bin/python -m pytest tests/reference
 
-lint: $(VENV)/.installed-test  ## style and types; changes nothing
+lint: $(VENV)/.installed-test  ## style, types, Dockerfiles and compose files; changes nothing
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/mypy
