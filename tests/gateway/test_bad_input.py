@@ -90,6 +90,7 @@ TABLE = [
     Bad(body={"prompt": "x"}, status=400, param=None, sentence="seconds", headers={"X-Request-Timeout-Seconds": "nan"}),
     # Unknown fields, and names that mean the same
     invalid({"promt": "y"}, "promt", 'there is no field "promt"; a request takes prompt, negative_prompt'),
+    invalid({"promt": None}, "promt", 'there is no field "promt"'),
     invalid({"": 1}, "", 'there is no field ""'),
     invalid({"Prompt": "y"}, "Prompt", 'there is no field "Prompt"'),
     invalid({"cfg_scale": 7}, "cfg_scale", "there is no field"),

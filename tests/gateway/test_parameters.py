@@ -53,6 +53,11 @@ def test_the_text_of_a_picture_is_one_line_of_sorted_json_without_what_changes()
     assert request.image_format is ImageFormat.PNG
 
 
+def test_a_prompt_that_was_cut_is_cut_again() -> None:
+    (text,) = resolved(seed=1, truncate=True).to_request().image_texts
+    assert json.loads(text)["truncate"] is True
+
+
 def test_every_alias_stands_for_a_field() -> None:
     assert set(ALIASES) <= set(GenerateBody.model_fields)
     assert not {alias for aliases in ALIASES.values() for alias in aliases} & set(GenerateBody.model_fields)

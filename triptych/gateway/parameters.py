@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -102,6 +102,9 @@ class GenerateBody(BaseModel):
     ] = None
 
 
+NAMES = frozenset(GenerateBody.model_fields).union(*ALIASES.values())
+
+
 @dataclass(frozen=True, kw_only=True)
 class Parameters:
     """A request as it is carried out: every default filled in, every value one that the model takes."""
@@ -120,20 +123,21 @@ class Parameters:
     truncate: bool
 
     def as_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return dict(vars(self))
 
     def to_request(self) -> GenerateRequest:
-        fields = asdict(self)
+        fields = self.as_json()
         del fields["model"], fields["output_format"]
         request = GenerateRequest(**fields, image_format=self.output_format)
-        if self.output_format is not ImageFormat.PNG:
-            return request
-        return GenerateRequest(**fields, image_format=self.output_format, image_texts=self._image_texts(request.seeds))
+        is_png = self.output_format is ImageFormat.PNG
+        return replace(request, image_texts=self._image_texts(request.seeds)) if is_png else request
 
     def _image_texts(self, seeds: tuple[int, ...]) -> tuple[str, ...]:
         """For each picture what makes it again, and nothing that changes between two runs: equal requests, equal bytes."""
-        shared = asdict(self)
-        del shared["num_images"], shared["output_format"], shared["truncate"]
+        shared = self.as_json()
+        del shared["num_images"], shared["output_format"]
+        if not self.truncate:
+            del shared["truncate"]
         return tuple(json.dumps(shared | {"seed": seed}, sort_keys=True, ensure_ascii=False) for seed in seeds)
 
 
@@ -145,8 +149,8 @@ def parse_body(raw: bytes) -> GenerateBody:
         InvalidValue: A field is unknown, missing or impossible; names the first one at fault as the caller wrote it.
     """
     document = parse_object(memoryview(raw), what="the body")
+    _refuse_unknown(document)
     fields, written_as = _resolve_aliases({name: value for name, value in document.items() if value is not None})
-    _refuse_unknown(fields)
     try:
         return GenerateBody.model_validate(fields)
     except ValidationError as error:
@@ -211,9 +215,9 @@ def _resolve_aliases(document: Mapping[str, Any]) -> tuple[dict[str, Any], dict[
     return fields, written_as
 
 
-def _refuse_unknown(fields: Mapping[str, Any]) -> None:
-    for name in fields:
-        if name not in GenerateBody.model_fields:
+def _refuse_unknown(document: Mapping[str, Any]) -> None:
+    for name in document:
+        if name not in NAMES:
             known = ", ".join(GenerateBody.model_fields)
             raise InvalidValue(f"there is no field {_shown(name)}; a request takes {known}", param=_cut(name))
 
