@@ -19,7 +19,9 @@ def main() -> None:
     parser.add_argument("stage", nargs="?", default="all", choices=(*STAGES, "all"))
     parser.add_argument("--grammar", choices=("first_light", "one_thing", "full"), default="full")
     parser.add_argument("--steps", type=int, help="of vae, text or unet, those of earlier runs counted in")
-    parser.add_argument("--rows", type=int, default=32, help="of a batch of the U-Net")
+    parser.add_argument(
+        "--rows", type=int, help="of a batch: more for a GPU than the 8, 96, 32 and 2 of vae, text, unet and decoder"
+    )
     parser.add_argument("--scenes", type=int, default=200_000, help="to encode")
     parser.add_argument("--minutes", type=float, help="stop after these")
     parser.add_argument("--constant-rate", action="store_true", help="do not let the rate fall at the end: the run will go on")
@@ -53,18 +55,18 @@ def _runner(stage: str, arguments: argparse.Namespace) -> Callable[[], None]:
     decay = 0.0 if arguments.constant_rate else 0.2
     runners: dict[str, Callable[[], None]] = {
         "tokenizer": train_tokenizer,
-        "vae": lambda: train_vae(steps=arguments.steps or 20_000, deadline=deadline),
+        "vae": lambda: train_vae(steps=arguments.steps or 20_000, rows=arguments.rows or 8, deadline=deadline),
         "latents": lambda: cache_latents(scenes=arguments.scenes, grammar=grammar),
-        "text": lambda: train_text(steps=arguments.steps or 6_000, deadline=deadline),
+        "text": lambda: train_text(steps=arguments.steps or 6_000, rows=arguments.rows or 96, deadline=deadline),
         "unet": lambda: train_unet(
             grammar=grammar,
             steps=arguments.steps or 30_000,
-            rows=arguments.rows,
+            rows=arguments.rows or 32,
             decay=decay,
             train_text=arguments.train_text,
             deadline=deadline,
         ),
-        "decoder": lambda: train_decoder(steps=arguments.steps or 20_000, deadline=deadline),
+        "decoder": lambda: train_decoder(steps=arguments.steps or 20_000, rows=arguments.rows or 2, deadline=deadline),
         "release": lambda: release(arguments.folder),
     }
     return runners[stage]

@@ -8,19 +8,17 @@ from __future__ import annotations
 from typing import Any
 
 import keras
-import numpy as np
 from keras import ops
 
+from training.ahead import drawing_workers
 from training.cache import cache_folder, report
 from training.latents import fold_whitening, measure_whitening
-from training.loop import Batch, Schedule, train, use_averages
+from training.loop import Schedule, train, use_averages
 from training.norm import use_fast_group_norm
+from training.pictures import CropsThenFrames
 from training.vae import edge_l1, pyramid_l1, reconstruction, vae_config
-from training.world.draw import draw
-from training.world.scenes import random_scene
 from triptych.models.vae import build_vae_decoder, build_vae_encoder
 
-FRAMES_A_BATCH = 2
 NOISE = 0.05  # deviation on white latents
 WEIGHTS = "decoder.weights.h5"
 
@@ -48,21 +46,14 @@ class DecoderTraining(keras.Model):
         return pyramid_l1(decoded, images) + edge_l1(decoded, images)
 
 
-def frames(step: int, rng: np.random.Generator) -> Batch:
-    """Full pictures and the noise for their latents."""
-    images = np.stack([draw(random_scene(rng), rng).image for _ in range(FRAMES_A_BATCH)])
-    rows, height, width, _ = images.shape
-    noise = rng.standard_normal((rows, height // 8, width // 8, 4), dtype=np.float32)
-    return {"images": images.astype(np.float32) / 127.5 - 1, "noise": noise}
-
-
-def train_decoder(*, steps: int = 20_000, rate: float = 3e-4, deadline: float | None = None) -> None:
+def train_decoder(*, steps: int = 20_000, rows: int = 2, rate: float = 3e-4, deadline: float | None = None) -> None:
     """Goes on with the decoder alone."""
     use_fast_group_norm()
     network = DecoderTraining()
     network.start_from(cache_folder("vae"))
     schedule = Schedule(steps=steps, rate=rate, ema=0.99, weight_decay=0.0, seed=13, report_every=25)
-    train(network, frames, schedule, "decoder", deadline=deadline)
+    batches = CropsThenFrames(rows=0, frame_rows=rows, turn=0)
+    train(network, batches, schedule, "decoder", deadline=deadline, workers=drawing_workers())
     use_averages(network)
     network.decoder.save_weights(cache_folder("decoder") / WEIGHTS)
     report("decoder", **reconstruction(network.encoder, network.decoder))

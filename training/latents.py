@@ -5,15 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import keras
 import numpy as np
 from keras import ops
 
+from training.ahead import drawing_workers, in_order
 from training.cache import cache_folder, load_arrays, report, save_arrays
+from training.pictures import drawn_scenes
 from training.vae import vae_config
-from training.world.draw import draw
-from training.world.scenes import Grammar, to_code, training_scene
+from training.world.scenes import Grammar
 from triptych.models.vae import build_vae_decoder, build_vae_encoder
 
 SHARD = 2000
@@ -41,33 +43,27 @@ class Latents:
 
 def cache_latents(*, scenes: int = 200_000, grammar: Grammar = Grammar.FULL, seed: int = 21) -> None:
     """Encodes scenes of the training part of a grammar, shard by shard; shards that are there already stay."""
-    folder = cache_folder("latents")
     encoder = build_vae_encoder(vae_config())
     encoder.load_weights(cache_folder("vae") / "encoder.weights.h5")
-    started, done = time.time(), 0
-    for shard in range(-(-scenes // SHARD)):
-        path = folder / f"{grammar}-{shard:04d}.npz"
-        if path.exists():
-            continue
-        save_arrays(path, _encoded(encoder, grammar, np.random.default_rng([seed, shard])))
-        done += SHARD
-        report("latents", shard=shard, scenes_a_second=round(done / (time.time() - started), 1))
+    shards = [shard for shard in range(-(-scenes // SHARD)) if not _shard(grammar, shard).exists()]
+    started = time.time()
+    drawn = in_order(drawn_scenes, [(grammar, SHARD, (seed, shard)) for shard in shards], workers=drawing_workers())
+    for done, (shard, pictures) in enumerate(zip(shards, drawn, strict=True), 1):
+        latents = _encoded(encoder, pictures.pop("images"))
+        save_arrays(_shard(grammar, shard), {**pictures, "latents": latents})
+        report("latents", shard=shard, scenes_a_second=round(done * SHARD / (time.time() - started), 1))
 
 
-def _encoded(encoder: keras.Model, grammar: Grammar, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    codes, boxes, latents = [], np.zeros((SHARD, 2, 4), np.float32), []
-    pictures = []
-    for i in range(SHARD):
-        scene = training_scene(rng, grammar)
-        drawing = draw(scene, rng)
-        codes.append(to_code(scene))
-        boxes[i, : len(drawing.boxes)] = drawing.boxes
-        pictures.append(drawing.image)
-        if len(pictures) == BATCH:
-            images = np.stack(pictures).astype(np.float32) / 127.5 - 1
-            latents.append(np.asarray(encoder.predict_on_batch({"images": images})["mean"]).astype(np.float16))
-            pictures = []
-    return {"latents": np.concatenate(latents), "codes": np.stack(codes), "boxes": boxes}
+def _shard(grammar: Grammar, shard: int) -> Path:
+    return cache_folder("latents") / f"{grammar}-{shard:04d}.npz"
+
+
+def _encoded(encoder: keras.Model, images: np.ndarray) -> np.ndarray:
+    latents = []
+    for start in range(0, len(images), BATCH):
+        part = images[start : start + BATCH].astype(np.float32) / 127.5 - 1
+        latents.append(np.asarray(encoder.predict_on_batch({"images": part})["mean"]).astype(np.float16))
+    return np.concatenate(latents)
 
 
 def load_latents(grammar: Grammar) -> Latents:

@@ -5,10 +5,7 @@ A batch is a function of its step's number, so that a run that was interrupted s
 
 from __future__ import annotations
 
-import queue
-import threading
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,10 +13,9 @@ import keras
 import numpy as np
 from keras import ops
 
+from training.ahead import in_order
 from training.cache import cache_folder, load_arrays, report, save_arrays
-
-Batch = dict[str, np.ndarray]
-Batches = Callable[[int, np.random.Generator], Batch]
+from training.pictures import Batch, Batches, batch_of_step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,17 +72,32 @@ def train(
     *,
     deadline: float | None = None,
     optimizer: type[keras.optimizers.AdamW] = keras.optimizers.AdamW,
+    workers: int = 0,
 ) -> int:
-    """Trains until the schedule or the deadline (of `time.time()`) ends, and saves the state; returns the step reached."""
+    """Trains until the schedule ends, and saves the state.
+
+    Args:
+        network: Its call takes a batch and returns each row's loss, (B,).
+        batches: The batch of a step. It must be picklable where `workers` is not 0.
+        schedule: How long and how fast.
+        stage: Names the folder of the state.
+        deadline: Of `time.time()`; stops there.
+        optimizer: AdamW, or one that differs in details.
+        workers: Processes that make batches.
+
+    Returns:
+        The step reached.
+    """
     compile_for_training(network, schedule, optimizer)
     path = cache_folder(stage) / "state.npz"
-    first = next(iter(_ahead(batches, schedule.seed, 0, 1)))
+    first = batch_of_step(batches, schedule.seed, 0)
     network.evaluate(first, np.zeros(_rows(first)), verbose=0, batch_size=_rows(first))  # builds the variables
     network.optimizer.build(network.trainable_variables)
     step = load_state(network, path) if path.exists() else 0
     started, saved = time.time(), time.time()
     rows, losses = 0, []
-    for batch in _ahead(batches, schedule.seed, step, schedule.steps):
+    calls = ((batches, schedule.seed, number) for number in range(step, schedule.steps))
+    for batch in in_order(batch_of_step, calls, workers=workers):
         network.optimizer.learning_rate = schedule.rate_at(step)
         network.reset_metrics()
         losses.append(float(network.train_on_batch(batch, np.zeros(_rows(batch)))))
@@ -127,34 +138,3 @@ def use_averages(network: keras.Model) -> None:
 
 def _rows(batch: Batch) -> int:
     return len(next(iter(batch.values())))
-
-
-def _ahead(batches: Batches, seed: int, start: int, end: int) -> Iterator[Batch]:
-    """The batches of steps start..end, made by a thread that keeps a few ahead."""
-    ready: queue.Queue[Batch | Exception] = queue.Queue(maxsize=6)
-    left = threading.Event()
-
-    def work() -> None:
-        for step in range(start, end):
-            try:
-                item: Batch | Exception = batches(step, np.random.default_rng([seed, step]))
-            except Exception as error:  # noqa: BLE001  it is raised again where the batch is awaited
-                item = error
-            while not left.is_set():
-                try:
-                    ready.put(item, timeout=0.5)
-                    break
-                except queue.Full:
-                    continue
-            if left.is_set():
-                return
-
-    threading.Thread(target=work, daemon=True).start()
-    try:
-        for _ in range(start, end):
-            item = ready.get()
-            if isinstance(item, Exception):
-                raise item
-            yield item
-    finally:
-        left.set()

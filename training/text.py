@@ -9,7 +9,8 @@ import numpy as np
 from keras import layers, ops
 
 from training.cache import cache_folder, report
-from training.loop import Batch, Schedule, train, use_averages
+from training.loop import Schedule, train, use_averages
+from training.pictures import Batch
 from training.tokenizer import CONTEXT_LENGTH, load_tokenizer
 from training.world.captions import caption
 from training.world.scenes import BACKGROUNDS, CODE_LENGTH, COLOUR_NAMES, PLACES, SHAPES, SIZES, random_scene, to_code
@@ -17,7 +18,6 @@ from triptych.models.config import CLIPTextConfig
 from triptych.models.text_encoder import build_text_encoder
 from triptych.models.tokenizer import Tokenizer
 
-ROWS = 96
 # What there is to say of a scene, in the order of its code; one answer more for "there is no such thing".
 ANSWERS = (len(BACKGROUNDS), *(len(names) + 1 for names in (COLOUR_NAMES, SHAPES, SIZES, PLACES) * 2))
 
@@ -73,12 +73,12 @@ def prompts(tokenizer: Tokenizer, rng: np.random.Generator, rows: int) -> Batch:
     }
 
 
-def train_text(*, steps: int = 6000, rate: float = 7e-4, deadline: float | None = None) -> None:
+def train_text(*, steps: int = 6000, rows: int = 96, rate: float = 7e-4, deadline: float | None = None) -> None:
     """Trains the parser and keeps its encoder."""
     tokenizer = load_tokenizer()
     network = ParseTraining()
     schedule = Schedule(steps=steps, rate=rate, ema=0.99, seed=31, report_every=50)
-    train(network, lambda step, rng: prompts(tokenizer, rng, ROWS), schedule, "text", deadline=deadline)
+    train(network, lambda step, rng: prompts(tokenizer, rng, rows), schedule, "text", deadline=deadline)
     use_averages(network)
     network.encoder.save_weights(cache_folder("text") / "encoder.weights.h5")
     report("text", **accuracy(network, tokenizer))

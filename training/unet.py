@@ -12,8 +12,9 @@ from keras import ops
 
 from training.cache import cache_folder
 from training.latents import Latents, load_latents, measure_whitening
-from training.loop import Batch, Schedule, train, use_averages
+from training.loop import Schedule, train, use_averages
 from training.norm import use_fast_group_norm
+from training.pictures import Batch
 from training.text import text_config
 from training.tokenizer import CONTEXT_LENGTH, load_tokenizer
 from training.vae import start_blocks_as_identity

@@ -8,17 +8,16 @@ import keras
 import numpy as np
 from keras import ops
 
+from training.ahead import drawing_workers
 from training.cache import cache_folder, report
-from training.loop import Batch, Schedule, train, use_averages
+from training.loop import Schedule, train, use_averages
 from training.norm import use_fast_group_norm
-from training.world.draw import SIDE, draw
+from training.pictures import CropsThenFrames
+from training.world.draw import draw
 from training.world.scenes import SHAPES, Grammar, Scene, Thing, random_scene
 from triptych.models.config import VAEConfig
 from triptych.models.vae import build_vae_decoder, build_vae_encoder
 
-CROP = 64
-CROPS_A_BATCH = 8
-FRAMES_A_BATCH = 4
 KL_WEIGHT = 1e-4  # on the mean over latent numbers; the weight of the sum over four channels is a quarter of it
 
 
@@ -61,7 +60,7 @@ def start_blocks_as_identity(network: keras.Model) -> None:
     """Residual blocks and attention begin by adding nothing. Measured on the VAE: loss 0.83 after 75 steps instead of 1.1."""
     for layer in network.layers:
         if layer.name.endswith((".conv2", ".to_out.0", ".proj_out")):
-            layer.kernel.assign(ops.zeros_like(layer.kernel))
+            layer.kernel.assign(np.zeros(layer.kernel.shape, np.float32))
 
 
 def pyramid_l1(x: Any, y: Any, levels: int = 3) -> Any:
@@ -81,38 +80,15 @@ def edge_l1(x: Any, y: Any) -> Any:
     return ops.mean(ops.abs(across), axis=(1, 2, 3)) + ops.mean(ops.abs(down), axis=(1, 2, 3))
 
 
-def crops(step: int, rng: np.random.Generator) -> Batch:
-    """Crops, each of a scene of its own, every other about a thing. Many scenes, because colours are what is hard at first."""
-    images = np.empty((CROPS_A_BATCH, CROP, CROP, 3), np.float32)
-    for i in range(CROPS_A_BATCH):
-        drawing = draw(random_scene(rng), rng)
-        left, top = rng.uniform(0, SIDE - CROP, 2)
-        if i % 2:
-            box = drawing.boxes[rng.integers(len(drawing.boxes))]
-            left, top = (box[:2] + box[2:]) / 2 * SIDE - CROP / 2 + rng.uniform(-16, 16, 2)
-        left, top = int(np.clip(left, 0, SIDE - CROP)), int(np.clip(top, 0, SIDE - CROP))
-        images[i] = drawing.image[top : top + CROP, left : left + CROP]
-    return _batch(images, rng)
-
-
-def frames(step: int, rng: np.random.Generator) -> Batch:
-    """Full pictures."""
-    return _batch(np.stack([draw(random_scene(rng), rng).image for _ in range(FRAMES_A_BATCH)]).astype(np.float32), rng)
-
-
-def _batch(images: np.ndarray, rng: np.random.Generator) -> Batch:
-    rows, height, width, _ = images.shape
-    noise = rng.standard_normal((rows, height // 8, width // 8, 4), dtype=np.float32)
-    return {"images": images / 127.5 - 1, "noise": noise}
-
-
-def train_vae(*, steps: int = 20_000, full_frames: float = 0.2, rate: float = 4e-4, deadline: float | None = None) -> None:
-    """Trains on crops, and for the last share of the steps on full frames."""
+def train_vae(
+    *, steps: int = 20_000, rows: int = 8, full_frames: float = 0.1, rate: float = 4e-4, deadline: float | None = None
+) -> None:
+    """Trains on crops, `rows` a batch, and for the last share of the steps on half as many full frames."""
     use_fast_group_norm()
     network = VAETraining()
-    turn = int(steps * (1 - full_frames))
-    schedule = Schedule(steps=steps, rate=rate, warm_up=50, ema=0.99, weight_decay=0.0, seed=11, report_every=25)
-    train(network, lambda step, rng: crops(step, rng) if step < turn else frames(step, rng), schedule, "vae", deadline=deadline)
+    batches = CropsThenFrames(rows=rows, frame_rows=max(1, rows // 2), turn=int(steps * (1 - full_frames)))
+    schedule = Schedule(steps=steps, rate=rate, warm_up=50, ema=0.99, weight_decay=0.0, seed=11, report_every=50)
+    train(network, batches, schedule, "vae", deadline=deadline, workers=drawing_workers())
     use_averages(network)
     network.encoder.save_weights(cache_folder("vae") / "encoder.weights.h5")
     network.decoder.save_weights(cache_folder("vae") / "decoder.weights.h5")
