@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from triptych.errors import InvalidValue, StagesDoNotFit
 
 Float32 = NDArray[np.float32]
+Int32 = NDArray[np.int32]
 UInt64 = NDArray[np.uint64]
 UInt8 = NDArray[np.uint8]
 
@@ -102,6 +103,10 @@ class DiffusionIdentity:
     default_num_steps: int
     default_guidance_scale: float
 
+    def latents_shape(self, width: int, height: int) -> tuple[int, int, int]:
+        """(H/8, W/8, channels) of the latents of a picture of so many pixels."""
+        return height // self.downsampling, width // self.downsampling, self.latent_channels
+
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderIdentity:
@@ -150,6 +155,9 @@ class DenoiseRequest:
         seeds: One for each row, uint64 (B,).
         width, height: Of the pictures, pixels.
         initial_noise: Standard normal, float32 (B or 1, H/8, W/8, 4); drawn from the seeds where None.
+        resume: Where an earlier denoising of this very request came to; None begins.
+        progress_every: Evaluations between two states; None asks for none.
+        previews: Whether states carry the predicted original.
     """
 
     context: Float32
@@ -161,14 +169,42 @@ class DenoiseRequest:
     num_steps: int
     guidance_scale: float
     initial_noise: Float32 | None = None
+    resume: DenoiseState | None = None
+    progress_every: int | None = None
+    previews: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenoiseState:
+    """The whole state of a denoising between two evaluations: with the request, all that another replica needs to go on.
+
+    Attributes:
+        latents: float32 (B, H/8, W/8, 4).
+        sampler_state: float32 (B, n, H/8, W/8, 4), where n is the sampler's.
+        position: Evaluations of the plan that are done, int32 (B,).
+        state_key: Digest of weights, plan, parameters and noise version; where these differ the state means nothing.
+    """
+
+    latents: Float32
+    sampler_state: Float32
+    position: Int32
+    state_key: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """`position` of the plan's `num_evaluations` network evaluations are done."""
+    """`position` of the plan's `num_evaluations` network evaluations are done, for all rows."""
 
     position: int
     num_evaluations: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """Where a denoising is, and on request the latents without noise as its last evaluation saw them, (B, H/8, W/8, 4)."""
+
+    state: DenoiseState
+    predicted_original: Float32 | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,6 +212,9 @@ class Denoised:
     """VAE-scaled latents, float32 (B, H/8, W/8, 4)."""
 
     latents: Float32
+
+
+DenoiseEvent = Progress | State | Denoised
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,10 +270,11 @@ class Diffusion(Protocol):
     async def identity(self) -> DiffusionIdentity:
         """Who it is. Raises StageNotReady while it cannot work."""
 
-    def denoise(self, request: DenoiseRequest, *, deadline: float | None = None) -> AsyncIterator[Progress | Denoised]:
-        """The denoising: any number of Progress, then one Denoised, the last.
+    def denoise(self, request: DenoiseRequest, *, deadline: float | None = None) -> AsyncIterator[DenoiseEvent]:
+        """The denoising: Progress after every evaluation, State where asked for, then one Denoised, the last.
 
         Raises:
+            Conflict: The state to resume belongs to other weights, another plan or other parameters.
             InvalidValue: The model does not take this size, sampler, context or task.
             QueueFull, StageNotReady, StageFailed, StageTimeout: As their names say.
         """
@@ -302,8 +342,10 @@ def check_denoise(request: DenoiseRequest, identity: DiffusionIdentity) -> None:
         raise InvalidValue("without unconditional_context the guidance_scale must be 1", param="unconditional_context")
     if request.seeds.ndim != 1 or request.seeds.dtype != np.uint64 or not len(request.seeds):
         raise InvalidValue("seeds must be uint64, one for each picture", param="seed")
+    if request.progress_every is not None and request.progress_every < 1:
+        raise InvalidValue(f"progress_every must be 1 or more, not {request.progress_every}", param="progress_every")
     context = (identity.context_length, identity.context_width)
-    latents = (request.height // identity.downsampling, request.width // identity.downsampling, identity.latent_channels)
+    latents = identity.latents_shape(request.width, request.height)
     _check_rows("context", request.context, context, len(request.seeds))
     _check_rows("unconditional_context", request.unconditional_context, context, len(request.seeds))
     _check_rows("initial_noise", request.initial_noise, latents, len(request.seeds))

@@ -31,6 +31,7 @@ from triptych.contract import (
     ImageFormat,
     Progress,
     StageName,
+    State,
     TextEncoder,
     UInt8,
 )
@@ -153,8 +154,9 @@ class Pipeline:
 
         yield StageProgress(stage=StageName.DIFFUSION)
         async with _closing(self.diffusion.denoise(request.to_denoise(encoded), deadline=deadline)) as denoising:
-            while isinstance(event := await clock.wait(StageName.DIFFUSION, anext(denoising, None)), Progress):
-                yield StageProgress(stage=StageName.DIFFUSION, position=event.position, num_evaluations=event.num_evaluations)
+            while isinstance(event := await clock.wait(StageName.DIFFUSION, anext(denoising, None)), Progress | State):
+                if isinstance(event, Progress):
+                    yield StageProgress(stage=StageName.DIFFUSION, position=event.position, num_evaluations=event.num_evaluations)
         denoised = _expect_latents(event)
 
         yield StageProgress(stage=StageName.DECODER)

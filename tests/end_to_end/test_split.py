@@ -11,7 +11,7 @@ import pytest
 
 from tests.end_to_end.real_services import TinyModel, addresses, four_tiny_services, running, tiny_all_in_one
 from tests.gateway.running import client_of
-from triptych.contract import Denoised, DenoiseRequest, Diffusion, DiffusionIdentity, Progress
+from triptych.contract import Denoised, DenoiseEvent, DenoiseRequest, Diffusion, DiffusionIdentity
 from triptych.gateway.app import create_app
 from triptych.gateway.settings import GatewaySettings
 from triptych.gateway.topology import remote_models
@@ -95,7 +95,7 @@ class Nudged:
     async def identity(self) -> DiffusionIdentity:
         return await self._stage.identity()
 
-    async def denoise(self, request: DenoiseRequest, *, deadline: float | None = None) -> AsyncIterator[Progress | Denoised]:
+    async def denoise(self, request: DenoiseRequest, *, deadline: float | None = None) -> AsyncIterator[DenoiseEvent]:
         async for event in self._stage.denoise(request, deadline=deadline):
             if isinstance(event, Denoised) and (request.sampler, int(request.seeds[0])) == self._wrong:
                 latents = event.latents.copy()

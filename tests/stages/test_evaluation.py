@@ -9,7 +9,7 @@ from tests.tiny_models import SCHEDULER
 from triptych.sampling.noise import Purpose, normal
 from triptych.sampling.samplers import make_plan
 from triptych.sampling.schedule import ScheduleConfig
-from triptych.stages.evaluation import begin_row, evaluate
+from triptych.stages.evaluation import Row, evaluate
 
 SHAPE = (2, 2, 4)
 CONFIG = ScheduleConfig.from_dict(SCHEDULER)
@@ -20,10 +20,14 @@ def context(value: float):
 
 
 def some_row(sampler: str = "ddim", num_steps: int = 4, seed: int = 7, guidance_scale: float = 3.0):
-    return begin_row(
-        make_plan(sampler, CONFIG, num_steps),
+    plan = make_plan(sampler, CONFIG, num_steps)
+    latents, sampler_state = plan.initial(normal(seed, Purpose.INITIAL, 0, SHAPE))
+    return Row(
+        plan=plan,
+        latents=latents,
+        sampler_state=sampler_state,
+        position=0,
         seed=seed,
-        noise=normal(seed, Purpose.INITIAL, 0, SHAPE),
         context=context(seed),
         unconditional_context=context(-1) if guidance_scale != 1 else None,
         guidance_scale=guidance_scale,

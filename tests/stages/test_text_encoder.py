@@ -25,13 +25,13 @@ def stage(options) -> Iterator[TextEncoderStage]:
 def calls(stage) -> list[int]:
     """The number of prompts of each call of the network."""
     calls = []
-    network = stage._network
+    network = stage._network._network
 
     def count(inputs):
         calls.append(len(inputs["tokens"]))
         return network(inputs)
 
-    stage._network = count
+    stage._network._network = count
     return calls
 
 

@@ -10,8 +10,11 @@ from triptych.checkpoints.diffusers_folder import Network
 from triptych.contract import Decoded, DecodeRequest, DecoderIdentity, Float32, ImageFormat, StageName, UInt8, check_decode
 from triptych.engines import CompiledNetwork, RowSpec
 from triptych.errors import StageFailed
+from triptych.stages.call_batcher import CallBatcher
 from triptych.stages.images import encode_image, to_pixels
 from triptych.stages.local_stage import LocalStage, NetworkLoader
+from triptych.stages.options import StageOptions
+from triptych.stages.worker import Worker
 
 
 class DecoderStage(LocalStage[DecoderIdentity]):
@@ -20,15 +23,17 @@ class DecoderStage(LocalStage[DecoderIdentity]):
     name = StageName.DECODER
     default_batch_sizes = (1, 2, 4, 8)
 
+    def __init__(self, options: StageOptions) -> None:
+        super().__init__(options)
+        self._worker = Worker(stage=self.name, queue_size=options.queue_size)
+
     def load(self, networks: NetworkLoader) -> DecoderIdentity:
         facts, config = networks.files.facts, networks.files.vae
         sizes = networks.sizes(config.downsampling)
+        shapes = [(height // config.downsampling, width // config.downsampling) for width, height in sizes]
         self._networks = {
-            (height // config.downsampling, width // config.downsampling): networks.load(
-                Network.VAE_DECODER,
-                {"latents": RowSpec(shape=(height // config.downsampling, width // config.downsampling, config.latent_channels))},
-            )
-            for width, height in sizes
+            shape: self._batched(networks.load(Network.VAE_DECODER, {"latents": RowSpec(shape=(*shape, config.latent_channels))}))
+            for shape in shapes
         }
         return DecoderIdentity(
             model=facts.model,
@@ -41,18 +46,23 @@ class DecoderStage(LocalStage[DecoderIdentity]):
             sizes=sizes,
         )
 
+    def _batched(self, network: CompiledNetwork) -> CallBatcher:
+        return CallBatcher(network, self._worker, capacity=network.batch_sizes[-1])
+
+    def finish(self) -> None:
+        self._worker.close()
+
     async def decode(self, request: DecodeRequest, *, deadline: float | None = None) -> Decoded:
         check_decode(request, await self.identity())
         network = self._networks[request.latents.shape[1:3]]
-        with self.worker.admit() as admission:
-            pixels = await self.worker.run(admission, lambda: _to_pixels(network, request.latents), deadline=deadline)
+        outputs = await network({"latents": request.latents}, deadline=deadline)
+        pixels = await asyncio.to_thread(_to_pixels, outputs["images"])
         if request.image_format is None:
             return Decoded(images=pixels)
         return Decoded(images=await _encode(pixels, request.image_format, request.image_texts))
 
 
-def _to_pixels(network: CompiledNetwork, latents: Float32) -> UInt8:
-    images = network({"latents": latents})["images"]
+def _to_pixels(images: Float32) -> UInt8:
     if not np.isfinite(images).all():
         raise StageFailed("the decoder stage computed NaN or infinity", stage=StageName.DECODER)
     return to_pixels(images)

@@ -1,32 +1,34 @@
-"""Diffusion: contexts and noise to latents, one network evaluation after the other."""
+"""Diffusion: contexts and noise to latents, by a step batcher that all requests share."""
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import AsyncGenerator
-from functools import lru_cache, partial
-
-import numpy as np
+from functools import lru_cache
 
 from triptych.checkpoints.diffusers_folder import Network
 from triptych.contract import (
-    Denoised,
+    DenoiseEvent,
     DenoiseRequest,
+    DenoiseState,
     DiffusionIdentity,
     Float32,
-    Progress,
     StageName,
     Task,
     check_denoise,
 )
 from triptych.engines import RowSpec
-from triptych.errors import CheckpointError, StageFailed
-from triptych.sampling.noise import Purpose, normal
+from triptych.errors import CheckpointError, Conflict, InvalidValue
+from triptych.sampling.noise import NOISE_VERSION, Purpose, normal
 from triptych.sampling.plan import Plan
 from triptych.sampling.samplers import SAMPLERS, make_plan
 from triptych.sampling.schedule import ScheduleConfig
-from triptych.stages.evaluation import Row, begin_row, evaluate
+from triptych.stages.denoising import Denoising
+from triptych.stages.evaluation import Row
 from triptych.stages.local_stage import LocalStage, NetworkLoader
+from triptych.stages.options import StageOptions
+from triptych.stages.step_batcher import StepBatcher
 
 _plan = lru_cache(maxsize=128)(make_plan)
 
@@ -37,6 +39,10 @@ class DiffusionStage(LocalStage[DiffusionIdentity]):
     name = StageName.DIFFUSION
     default_batch_sizes = (1, 2, 4, 8, 16)
 
+    def __init__(self, options: StageOptions) -> None:
+        super().__init__(options)
+        self._batcher: StepBatcher | None = None
+
     def load(self, networks: NetworkLoader) -> DiffusionIdentity:
         facts, config, vae = networks.files.facts, networks.files.unet, networks.files.vae
         if config.in_channels != vae.latent_channels:
@@ -45,8 +51,8 @@ class DiffusionStage(LocalStage[DiffusionIdentity]):
         context = RowSpec(shape=(networks.files.text_encoder.max_position_embeddings, config.cross_attention_dim))
         sizes = networks.sizes(vae.downsampling * 2 ** (len(config.block_out_channels) - 1))
         self._schedule = ScheduleConfig.from_dict(networks.files.scheduler)
-        self._networks = {
-            (width, height): networks.load(
+        compiled = [
+            networks.load(
                 Network.UNET,
                 {
                     "latents": RowSpec(shape=(height // vae.downsampling, width // vae.downsampling, config.in_channels)),
@@ -55,7 +61,12 @@ class DiffusionStage(LocalStage[DiffusionIdentity]):
                 },
             )
             for width, height in sizes
-        }
+        ]
+        self._batcher = StepBatcher(
+            {(network.rows["latents"].shape, context.shape): network for network in compiled},
+            capacity=compiled[0].batch_sizes[-1],
+            queue_size=self.options.queue_size,
+        )
         return DiffusionIdentity(
             model=facts.model,
             weights_digest=networks.weights_digest(Network.UNET),
@@ -74,58 +85,102 @@ class DiffusionStage(LocalStage[DiffusionIdentity]):
             default_guidance_scale=facts.guidance_scale,
         )
 
-    async def denoise(
-        self, request: DenoiseRequest, *, deadline: float | None = None
-    ) -> AsyncGenerator[Progress | Denoised, None]:
-        """See `contract.Diffusion.denoise`. Closing the iterator ends the denoising after the evaluation that runs."""
+    def finish(self) -> None:
+        if self._batcher is not None:
+            self._batcher.close()
+
+    async def denoise(self, request: DenoiseRequest, *, deadline: float | None = None) -> AsyncGenerator[DenoiseEvent, None]:
+        """See `contract.Diffusion.denoise`. Closing the iterator ends the denoising before its next evaluation."""
         identity = await self.identity()
         check_denoise(request, identity)
-        network = self._networks[request.width, request.height]
         plan = _plan(request.sampler, self._schedule, request.num_steps)
-        with self.worker.admit(jobs=plan.num_evaluations) as admission:
-            rows = await asyncio.to_thread(begin, request, plan, identity)
-            for position in range(plan.num_evaluations):
-                rows = await self.worker.run(admission, partial(evaluate, network, rows), deadline=deadline)
-                yield Progress(position=position + 1, num_evaluations=plan.num_evaluations)
-        yield Denoised(latents=_finite_latents(rows))
+        state_key = key_of_state(request, plan, identity)
+        if request.resume is not None:
+            check_state(request.resume, request, plan, state_key, identity)
+        denoising = Denoising(
+            await asyncio.to_thread(rows_of, request, plan, identity),
+            state_key=state_key,
+            deadline=deadline,
+            progress_every=request.progress_every,
+            previews=request.previews,
+        )
+        assert self._batcher is not None, "a stage that says who it is has started"
+        self._batcher.join(denoising)
+        try:
+            async for event in denoising.events():
+                yield event
+        finally:
+            denoising.leave()
 
 
-def begin(request: DenoiseRequest, plan: Plan, identity: DiffusionIdentity) -> list[Row]:
-    """The rows of a request at the start of their plan."""
-    seeds = [int(seed) for seed in request.seeds]
-    shape = (request.height // identity.downsampling, request.width // identity.downsampling, identity.latent_channels)
-    guided = request.guidance_scale != 1
+def rows_of(request: DenoiseRequest, plan: Plan, identity: DiffusionIdentity) -> list[Row]:
+    """The rows of a request, at the start of their plan or where they are resumed."""
+    shape = identity.latents_shape(request.width, request.height)
+    state = request.resume
 
     def row_of(array: Float32, index: int) -> Float32:
         """A leading dimension of 1 stands for all rows."""
         row: Float32 = array[index if len(array) > 1 else 0]
         return row
 
-    return [
-        begin_row(
-            plan,
-            seed=seed,
-            noise=normal(seed, Purpose.INITIAL, 0, shape)
-            if request.initial_noise is None
-            else row_of(request.initial_noise, index),
+    def start_of(index: int, seed: int) -> tuple[Float32, Float32, int]:
+        if state is not None:
+            return state.latents[index], state.sampler_state[index], int(state.position[index])
+        if request.initial_noise is not None:
+            return *plan.initial(row_of(request.initial_noise, index)), 0
+        return *plan.initial(normal(seed, Purpose.INITIAL, 0, shape)), 0
+
+    def make_row(index: int, seed: int) -> Row:
+        latents, sampler_state, position = start_of(index, seed)
+        unconditional = None if request.guidance_scale == 1 else request.unconditional_context
+        return Row(
+            plan=plan,
+            latents=latents,
+            sampler_state=sampler_state,
+            position=position,
             context=row_of(request.context, index),
-            unconditional_context=row_of(request.unconditional_context, index)
-            if guided and request.unconditional_context is not None
-            else None,
+            unconditional_context=None if unconditional is None else row_of(unconditional, index),
             guidance_scale=request.guidance_scale,
+            seed=seed,
         )
-        for index, seed in enumerate(seeds)
-    ]
+
+    return [make_row(index, int(seed)) for index, seed in enumerate(request.seeds)]
+
+
+def key_of_state(request: DenoiseRequest, plan: Plan, identity: DiffusionIdentity) -> str:
+    """Digest of all that a state of this request depends on, except its contexts, seeds and noise: those come with it again."""
+    parts = (
+        identity.weights_digest,
+        identity.prediction_type,
+        plan.digest(),
+        f"{request.guidance_scale!r} {request.width}x{request.height} {len(request.seeds)}",
+        f"noise {NOISE_VERSION}",
+    )
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def check_state(state: DenoiseState, request: DenoiseRequest, plan: Plan, state_key: str, identity: DiffusionIdentity) -> None:
+    """Refuses a state that is not one of this request.
+
+    Raises:
+        Conflict: It belongs to other weights, another plan or other parameters.
+        InvalidValue: It is none at all.
+    """
+    if state.state_key != state_key:
+        raise Conflict("the state belongs to other weights, another plan or other parameters", param="state_key")
+    rows, shape = len(request.seeds), identity.latents_shape(request.width, request.height)
+    for name, array, expected in (
+        ("latents", state.latents, (rows, *shape)),
+        ("sampler_state", state.sampler_state, (rows, plan.state_arrays, *shape)),
+        ("position", state.position, (rows,)),
+    ):
+        if array.shape != expected:
+            raise InvalidValue(f"{name} must be {expected}, not {array.shape}", param=name)
+    if state.position.min() < 0 or state.position.max() > plan.num_evaluations:
+        raise InvalidValue(f"position must be 0..{plan.num_evaluations}", param="position")
 
 
 def _default_first(sampler: str) -> tuple[str, ...]:
     if sampler not in SAMPLERS:
         raise CheckpointError(f"the model wants the sampler {sampler!r}; there are {', '.join(SAMPLERS)}")
     return (sampler, *(name for name in SAMPLERS if name != sampler))
-
-
-def _finite_latents(rows: list[Row]) -> Float32:
-    latents = np.stack([row.latents for row in rows])
-    if not np.isfinite(latents).all():
-        raise StageFailed("the diffusion stage computed NaN or infinity", stage=StageName.DIFFUSION)
-    return latents

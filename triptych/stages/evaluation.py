@@ -6,16 +6,18 @@ whoever calls `evaluate` decides which.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from triptych.contract import Float32
-from triptych.engines import CompiledNetwork
 from triptych.sampling.guidance import guide
 from triptych.sampling.noise import Purpose, normal
 from triptych.sampling.plan import Plan
+
+Network = Callable[[Mapping[str, Float32]], Mapping[str, Float32]]
+"""`latents` (N, h, w, C), `timestep` (N,) and `context` (N, T, D) to `prediction` (N, h, w, C)."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -29,6 +31,7 @@ class Row:
         context: float32 (T, D).
         unconditional_context: Same shape; None without guidance.
         seed: Of all its noise.
+        predicted_original: The latents without noise as the last evaluation saw them; None before the first.
     """
 
     plan: Plan
@@ -39,6 +42,17 @@ class Row:
     unconditional_context: Float32 | None
     guidance_scale: float
     seed: int
+    predicted_original: Float32 | None = None
+
+    @property
+    def halves(self) -> int:
+        """Rows of the network that an evaluation takes: one, or two with guidance."""
+        return 1 if self.unconditional_context is None else 2
+
+    @property
+    def shape(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Rows of equal shapes can share a call."""
+        return self.latents.shape, self.context.shape
 
     @property
     def is_finished(self) -> bool:
@@ -59,33 +73,16 @@ class Row:
         if self.plan.needs_noise(self.position):
             noise = normal(self.seed, Purpose.ANCESTRAL, self.position, self.latents.shape)
         latents, sampler_state = self.plan.advance(self.latents, self.sampler_state, self.position, prediction, noise)
-        return replace(self, latents=latents, sampler_state=sampler_state, position=self.position + 1)
+        return replace(
+            self,
+            latents=latents,
+            sampler_state=sampler_state,
+            position=self.position + 1,
+            predicted_original=self.plan.predicted_original(self.latents, self.position, prediction),
+        )
 
 
-def begin_row(
-    plan: Plan,
-    *,
-    seed: int,
-    noise: Float32,
-    context: Float32,
-    unconditional_context: Float32 | None,
-    guidance_scale: float,
-) -> Row:
-    """A row at position 0 of its plan, from standard normal noise (h, w, C)."""
-    latents, sampler_state = plan.initial(noise)
-    return Row(
-        plan=plan,
-        latents=latents,
-        sampler_state=sampler_state,
-        position=0,
-        context=context,
-        unconditional_context=unconditional_context,
-        guidance_scale=guidance_scale,
-        seed=seed,
-    )
-
-
-def evaluate(network: CompiledNetwork, rows: Sequence[Row]) -> list[Row]:
+def evaluate(network: Network, rows: Sequence[Row]) -> list[Row]:
     """The rows, each one evaluation further, by one call of the network.
 
     The unconditional halves go in the same call, behind the rows. A row without guidance has none.

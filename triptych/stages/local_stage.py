@@ -17,7 +17,6 @@ from triptych.engines.cache import code_digest
 from triptych.engines.hardware import instruction_set
 from triptych.errors import StageNotReady, StartError
 from triptych.stages.options import StageOptions
-from triptych.stages.worker import Worker
 
 _log = logging.getLogger(__name__)
 
@@ -37,12 +36,15 @@ class LocalStage(ABC, Generic[Identity]):
     def __init__(self, options: StageOptions) -> None:
         self.options = options
         self.started_from_cache: bool | None = None
-        self.worker = Worker(stage=self.name, queue_size=options.queue_size)
         self._identity: Identity | None = None
 
     @abstractmethod
     def load(self, networks: NetworkLoader) -> Identity:
         """Loads what the stage needs, warm."""
+
+    @abstractmethod
+    def finish(self) -> None:
+        """Waits for what runs; called once it takes nothing more, whether it has started or not."""
 
     def start(self) -> None:
         """Loads and warms up; blocks, for seconds or minutes.
@@ -67,7 +69,7 @@ class LocalStage(ABC, Generic[Identity]):
     def close(self) -> None:
         """Finishes what runs, and takes nothing more; blocks."""
         self._identity = None
-        self.worker.close()
+        self.finish()
 
     async def identity(self) -> Identity:
         if self._identity is None:

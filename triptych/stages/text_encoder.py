@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,9 +13,11 @@ from triptych.contract import Encoded, EncodeRequest, Float32, StageName, TextEn
 from triptych.engines import RowSpec
 from triptych.errors import InvalidValue
 from triptych.models.tokenizer import Tokenizer, unknown_words
+from triptych.stages.call_batcher import CallBatcher
 from triptych.stages.context_cache import ContextCache
 from triptych.stages.local_stage import LocalStage, NetworkLoader
 from triptych.stages.options import StageOptions
+from triptych.stages.worker import Worker
 
 Tokens = NDArray[np.int32]
 
@@ -30,13 +31,15 @@ class TextEncoderStage(LocalStage[TextEncoderIdentity]):
     def __init__(self, options: StageOptions) -> None:
         super().__init__(options)
         self._contexts = ContextCache(options.cached_contexts)
+        self._worker = Worker(stage=self.name, queue_size=options.queue_size)
 
     def load(self, networks: NetworkLoader) -> TextEncoderIdentity:
         facts, config = networks.files.facts, networks.files.text_encoder
         tokens = RowSpec(shape=(config.max_position_embeddings,), dtype="int32")
         self._tokenizer = Tokenizer.from_folder(networks.files.tokenizer)
         self._known_words = None if facts.words is None else frozenset(facts.words)
-        self._network = networks.load(Network.TEXT_ENCODER, {"tokens": tokens})
+        network = networks.load(Network.TEXT_ENCODER, {"tokens": tokens})
+        self._network = CallBatcher(network, self._worker, capacity=network.batch_sizes[-1])
         return TextEncoderIdentity(
             model=facts.model,
             weights_digest=networks.weights_digest(Network.TEXT_ENCODER),
@@ -45,6 +48,9 @@ class TextEncoderStage(LocalStage[TextEncoderIdentity]):
             context_length=config.max_position_embeddings,
             context_width=config.hidden_size,
         )
+
+    def finish(self) -> None:
+        self._worker.close()
 
     async def encode(self, request: EncodeRequest, *, deadline: float | None = None) -> Encoded:
         identity = await self.identity()
@@ -72,12 +78,7 @@ class TextEncoderStage(LocalStage[TextEncoderIdentity]):
         contexts = {key: context for key in keys if (context := self._contexts.get(key)) is not None}
         missing = {key: row for key, row in zip(keys, tokens, strict=True) if key not in contexts}
         if missing:
-            computed = await self._compute(np.stack(list(missing.values())), deadline)
-            contexts |= zip(missing, computed, strict=True)
+            computed = await self._network({"tokens": np.stack(list(missing.values()))}, deadline=deadline)
+            contexts |= zip(missing, computed["context"], strict=True)
             self._contexts.keep({key: contexts[key] for key in missing})
         return np.stack([contexts[key] for key in keys])
-
-    async def _compute(self, tokens: Tokens, deadline: float | None) -> Float32:
-        with self.worker.admit() as admission:
-            outputs = await self.worker.run(admission, partial(self._network, {"tokens": tokens}), deadline=deadline)
-        return outputs["context"]
