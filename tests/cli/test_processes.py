@@ -72,6 +72,8 @@ def test_services_start_are_heard_and_are_stopped() -> None:
     with ServiceGroup(services, on_line=log) as group:
         group.wait_until_ready(seconds=30, on_ready=lambda each, seconds: ready.append((each.name, seconds)))
         pids = [process.pid for process in group.processes]
+        # A Ctrl-C at the terminal reaches this process' session only: the services are stopped in order.
+        assert [os.getsid(pid) for pid in pids] == pids
         assert all(map(psutil.pid_exists, pids))
 
     assert sorted(name for name, _ in ready) == ["one", "two"]

@@ -14,6 +14,7 @@ from PIL import Image
 from tests.gateway.running import Stages, client_of, events_of
 from triptych.contract import IMAGE_TEXT_KEYWORD
 from triptych.errors import StartError
+from triptych.gateway import topology
 from triptych.gateway.app import create_app
 from triptych.gateway.settings import GatewaySettings
 from triptych.gateway.topology import local_gateway, remote_gateway, remote_models
@@ -147,6 +148,15 @@ def test_an_address_that_is_none_is_refused_at_the_start(monkeypatch: pytest.Mon
     monkeypatch.setenv("TRIPTYCH_DIFFUSION_URL", "diffusion:8002")
     with pytest.raises(StartError, match="diffusion"):
         remote_gateway(GatewaySettings())
+
+
+async def test_the_client_of_the_stages_is_closed_with_the_gateway(monkeypatch: pytest.MonkeyPatch) -> None:
+    client = make_client(transport=Network(Stages()))
+    monkeypatch.setattr(topology, "make_client", lambda: client)
+    app = remote_gateway(GatewaySettings())
+    async with LifespanManager(app), client_of(app) as caller:
+        assert (await caller.post("/generate", json=BODY)).status_code == 200
+    assert client.is_closed
 
 
 async def test_all_in_one_starts_its_stages_and_closes_them() -> None:

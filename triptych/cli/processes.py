@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -107,13 +108,10 @@ class ServiceProcess:
         self._process.kill()
 
     def wait(self, seconds: float) -> None:
-        """Waits for its end; whoever has not ended by then is killed."""
-        try:
+        """Waits for its end, but no longer than this."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._reader.join(timeout=1.0)
+            self._reader.join(timeout=1.0)
 
 
 class ServiceGroup:
@@ -177,7 +175,10 @@ class ServiceGroup:
             process.check_running()
 
     def stop(self) -> None:
-        """Ends the last service and then the others, so that what runs is finished. Interrupted, it does not wait longer."""
+        """Ends the last service and then the others, so that what runs is finished; whoever takes too long is killed.
+
+        Interrupted, it does not wait longer.
+        """
         try:
             for together in (self.processes[-1:], self.processes[:-1]):
                 for process in together:
