@@ -45,6 +45,8 @@ TEXT_ENCODER = TextEncoderIdentity(
     model="fake",
     weights_digest="1" * 64,
     numerics=NUMERICS,
+    exact=True,
+    exact_batch_sizes=(1, 2, 4),
     text_space="sd-1",
     context_length=77,
     context_width=768,
@@ -53,6 +55,8 @@ DIFFUSION = DiffusionIdentity(
     model="fake",
     weights_digest="2" * 64,
     numerics=NUMERICS,
+    exact=True,
+    exact_batch_sizes=(1, 2, 4),
     text_space="sd-1",
     latent_space="sd-1",
     context_length=77,
@@ -70,6 +74,8 @@ DECODER = DecoderIdentity(
     model="fake",
     weights_digest="3" * 64,
     numerics=NUMERICS,
+    exact=True,
+    exact_batch_sizes=(1, 2, 4),
     latent_space="sd-1",
     latent_channels=4,
     scaling_factor=0.18215,
@@ -160,10 +166,17 @@ class FakeTextEncoder(FakeStage[EncodeRequest]):
 
 
 class FakeDiffusion(FakeStage[DenoiseRequest]):
-    """Latents are noise drawn from the seed, coloured by everything else that a picture depends on."""
+    """Latents are noise drawn from the seed, coloured by everything else that a picture depends on.
+
+    Attributes:
+        pace: Each evaluation takes one of these, where it is given: a test decides how far the denoising comes.
+        evaluations: How many there were.
+    """
 
     name = "diffusion"
     profile = DIFFUSION
+    pace: asyncio.Semaphore | None = None
+    evaluations = 0
 
     async def identity(self) -> DiffusionIdentity:
         self.check_started()
@@ -175,6 +188,9 @@ class FakeDiffusion(FakeStage[DenoiseRequest]):
         check_denoise(request, await self.identity())
         await self.work(request, deadline)
         for position in range(1, request.num_steps + 1):
+            if self.pace is not None:
+                await self.pace.acquire()
+            self.evaluations += 1
             yield Progress(position=position, num_evaluations=request.num_steps)
             await asyncio.sleep(0)
         yield Denoised(latents=np.stack([self._latents(request, row) for row in range(len(request.seeds))]))

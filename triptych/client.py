@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypedDict, Unpack
+from urllib.parse import quote
 
 import httpx2
 
@@ -126,38 +127,59 @@ class Client:
         self._http.close()
 
     def generate(
-        self, prompt: str, *, on_progress: Callable[[Progress], None] | None = None, **options: Unpack[Options]
+        self,
+        prompt: str,
+        *,
+        on_progress: Callable[[Progress], None] | None = None,
+        request_id: str | None = None,
+        **options: Unpack[Options],
     ) -> Generation:
         """Makes pictures.
 
         Args:
             prompt: What they should show.
             on_progress: Called with what the stages tell while they work.
+            request_id: A name for the request, by which it can be cancelled; the gateway gives it one where there is none.
             options: See `Options`.
 
         Raises:
             TriptychError: One of the classes of `triptych.errors`, with the gateway's sentence.
         """
         body = {"prompt": prompt, **options}
+        headers = {} if request_id is None else {"X-Request-Id": request_id}
         if on_progress is None:
-            return _generation(self._request("POST", "/generate", json=body))
+            return _generation(self._request("POST", "/generate", json=body, headers=headers))
         with (
             self._unreachable_is_an_error(),
-            self._http.stream("POST", "/generate", json=body, headers={"Accept": "text/event-stream"}) as response,
+            self._http.stream("POST", "/generate", json=body, headers={**headers, "Accept": "text/event-stream"}) as response,
         ):
             if response.status_code >= 400:
                 response.read()
                 raise _error(response)
             return _follow(response, on_progress)
 
+    def cancel(self, request_id: str) -> None:
+        """Ends a request that another client waits for; there `RequestCancelled` is raised.
+
+        Args:
+            request_id: As it was given to `generate`.
+
+        Raises:
+            NotFound: No such request is in line or at work.
+        """
+        with self._unreachable_is_an_error():
+            response = self._http.delete(f"/requests/{quote(request_id, safe='')}")
+        if response.status_code >= 400:
+            raise _error(response)
+
     def models(self) -> list[dict[str, Any]]:
         """What the gateway serves, and what each model takes."""
         models: list[dict[str, Any]] = self._request("GET", "/models")["models"]
         return models
 
-    def _request(self, method: str, path: str, *, json: object = None) -> Any:
+    def _request(self, method: str, path: str, *, json: object = None, headers: Mapping[str, str] | None = None) -> Any:
         with self._unreachable_is_an_error():
-            response = self._http.request(method, path, json=json)
+            response = self._http.request(method, path, json=json, headers=headers)
         if response.status_code >= 400:
             raise _error(response)
         try:

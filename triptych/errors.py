@@ -16,6 +16,7 @@
     │   ├── InvalidValue           422  readable, but a value is impossible
     │   ├── QueueFull              429  come back after `retry_after_seconds`
     │   ├── ClientLeft             499  nobody is waiting for the answer
+    │   ├── RequestCancelled       499  somebody said that the answer is not wanted any more
     │   └── NotSupported           501  understood, but not offered here
     ├── StageError                 502  a stage is at fault; names it
     │   ├── StageFailed            502  it answered with an error, or broke off
@@ -154,6 +155,13 @@ class ClientLeft(CallerError):
 
     status = 499
     type = "client_closed_request"
+
+
+class RequestCancelled(CallerError):
+    """The request was ended by somebody who knows its name."""
+
+    status = 499
+    type = "request_cancelled_error"
 
 
 class NotSupported(CallerError):

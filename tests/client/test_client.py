@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import asyncio
 import json
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx2
@@ -18,6 +21,7 @@ from triptych.errors import (
     InvalidValue,
     NotFound,
     QueueFull,
+    RequestCancelled,
     StageError,
     StageFailed,
     TriptychError,
@@ -170,6 +174,20 @@ class TestErrors:
             with answering(response) as client, pytest.raises(kind) as raised:
                 client.generate("x")
             assert type(raised.value) is kind
+
+
+def test_a_request_is_cancelled_by_its_name() -> None:
+    stages = Stages(diffusion=FakeDiffusion(gate=asyncio.Event()))
+    with served(stages.app()) as address, ThreadPoolExecutor(1) as pool, Client(address) as client, Client(address) as other:
+        waiting = pool.submit(client.generate, "x", request_id="mine")
+        deadline = time.monotonic() + 20
+        while not stages.diffusion.asked and time.monotonic() < deadline:
+            time.sleep(0.005)
+        other.cancel("mine")
+        with pytest.raises(RequestCancelled):
+            waiting.result(timeout=20)
+        with pytest.raises(NotFound, match="no request 'yours'"):
+            other.cancel("yours")
 
 
 def test_the_gateway_is_told_how_long_somebody_waits() -> None:

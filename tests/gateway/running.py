@@ -60,7 +60,7 @@ async def until(condition: Callable[[], object]) -> None:
 class Connection:
     """A connection of a caller that posts to /generate and closes when it likes, which `ASGITransport` cannot do."""
 
-    def __init__(self, app: FastAPI, body: dict[str, Any], *, accept: str = "application/json") -> None:
+    def __init__(self, app: FastAPI, body: dict[str, Any], *, accept: str = "application/json", name: str = "") -> None:
         self.sent: list[Message] = []
         self._closed = asyncio.Event()
         self._incoming: list[Message] = [{"type": "http.request", "body": json.dumps(body).encode(), "more_body": False}]
@@ -74,7 +74,7 @@ class Connection:
             "raw_path": b"/generate",
             "query_string": b"",
             "root_path": "",
-            "headers": [(b"content-type", b"application/json"), (b"accept", accept.encode())],
+            "headers": [(b"content-type", b"application/json"), (b"accept", accept.encode()), (b"x-request-id", name.encode())],
             "client": ("127.0.0.1", 12345),
             "server": ("127.0.0.1", 8000),
         }
@@ -93,6 +93,10 @@ class Connection:
         """Closes the connection and waits until the app is done with it."""
         self._closed.set()
         await self.task
+
+    @property
+    def body(self) -> bytes:
+        return b"".join(message.get("body", b"") for message in self.sent)
 
     @property
     def status(self) -> int | None:

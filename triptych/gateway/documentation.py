@@ -36,6 +36,7 @@ _REFUSALS = {
     415: "The body is not sent as JSON.",
     422: "A field is unknown, missing, or impossible for the model; `param` names it.",
     429: "The queue is full; Retry-After says when a place should be free.",
+    499: "The request was cancelled by `DELETE /requests/{name}`.",
     502: "A stage failed; `param` names it.",
     503: "A stage is down, starting or stopping; `param` names it.",
     504: "A stage was too slow; `param` names it.",
@@ -57,6 +58,12 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
         },
     },
     **{status: {"model": ErrorAnswer, "description": words} for status, words in _REFUSALS.items()},
+}
+
+CANCEL_RESPONSES: dict[int | str, dict[str, Any]] = {
+    204: {"description": "It has ended."},
+    **{status: {"model": ErrorAnswer, "description": _REFUSALS[status]} for status in (401, 403)},
+    404: {"model": ErrorAnswer, "description": "No such request is in line or at work."},
 }
 
 REQUEST_BODY = {"requestBody": {"required": True, "content": {"application/json": {"schema": BODY_SCHEMA, "examples": EXAMPLES}}}}

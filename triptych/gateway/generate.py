@@ -1,4 +1,6 @@
-"""`POST /generate`: a request comes in, pictures go out as JSON, as the picture itself, or as a stream of events."""
+"""`POST /generate`: a request comes in, pictures go out as JSON, as the picture itself, or as a stream of events.
+
+`DELETE /requests/{name}` ends one."""
 
 from __future__ import annotations
 
@@ -12,10 +14,10 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from triptych.contract import ImageFormat
-from triptych.errors import InvalidValue, NotAcceptable, TriptychError, UnsupportedMediaType
+from triptych.errors import InvalidValue, NotAcceptable, NotFound, TriptychError, UnsupportedMediaType
 from triptych.gateway import event_stream
 from triptych.gateway.answers import GenerateAnswer, image_response, json_response, to_document
-from triptych.gateway.documentation import REQUEST_BODY, RESPONSES
+from triptych.gateway.documentation import CANCEL_RESPONSES, REQUEST_BODY, RESPONSES
 from triptych.gateway.errors import gateway_error
 from triptych.gateway.event_stream import Event, EventStream
 from triptych.gateway.negotiation import choose_media_type
@@ -27,6 +29,7 @@ from triptych.serving.presence import cancelled_when_the_client_leaves
 from triptych.serving.request_ids import request_id
 from triptych.wire.bodies import read_bounded
 from triptych.wire.deadlines import read_deadline
+from triptych.wire.open_inference import quoted
 
 JSON = "application/json"
 IMAGES: Mapping[str, ImageFormat] = {f"image/{image_format}": image_format for image_format in ImageFormat}
@@ -57,6 +60,16 @@ async def generate(request: Request, gateway: GatewayDep) -> Response:
     async with cancelled_when_the_client_leaves(request.receive):
         outcome = await carry_out_to_the_end(gateway, job)
     return json_response(outcome) if media_type == JSON else image_response(outcome)
+
+
+@router.delete("/requests/{request_name}", status_code=204, responses=CANCEL_RESPONSES)
+async def cancel(request_name: str, gateway: GatewayDep) -> None:
+    """Ends a request that is in line or at work, before its next evaluation; its caller is answered 499.
+
+    A request's name is what its caller sent as `X-Request-Id`, else what is answered as `X-Triptych-Id`.
+    """
+    if not await gateway.running.cancel(request_name):
+        raise NotFound(f"no request {quoted(request_name)} is in line or at work here")
 
 
 async def _read_json(request: Request, *, limit: int) -> bytes:

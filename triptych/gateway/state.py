@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -10,17 +10,19 @@ from fastapi import Depends, Request
 from triptych.gateway.admission import Admission
 from triptych.gateway.metrics import GatewayMetrics
 from triptych.gateway.registry import Registry
+from triptych.gateway.running import RunningRequests
 from triptych.gateway.settings import GatewaySettings
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gateway:
-    """One gateway: its models, its queue, its counters."""
+    """One gateway: its models, its queue, its counters, and who is at work."""
 
     settings: GatewaySettings
     registry: Registry
     admission: Admission
     metrics: GatewayMetrics
+    running: RunningRequests = field(default_factory=RunningRequests)
 
 
 async def _gateway(request: Request) -> Gateway:

@@ -46,8 +46,18 @@ class Outcome:
     ended: float = field(default_factory=time.monotonic)
 
 
-async def carry_out(gateway: Gateway, job: Job) -> AsyncGenerator[StageProgress | Outcome, None]:
-    """Waits for the job's turn and carries it out: progress, then the outcome, the last."""
+def carry_out(gateway: Gateway, job: Job) -> AsyncGenerator[StageProgress | Outcome, None]:
+    """Waits for the job's turn and carries it out: progress, then the outcome, the last.
+
+    Closing the iterator ends the work, and so does `gateway.running.cancel` with the job's name.
+
+    Raises:
+        RequestCancelled: By the latter.
+    """
+    return gateway.running.follow(job.id, _carry_out(gateway, job))
+
+
+async def _carry_out(gateway: Gateway, job: Job) -> AsyncGenerator[StageProgress | Outcome, None]:
     queued = time.monotonic()
     try:
         async with gateway.admission.turn(job.deadline):
