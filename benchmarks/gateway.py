@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from typing import Any
 import httpx2
 import psutil
 
+from benchmarks.bare_client import BareConnection
 from benchmarks.report import circumstances, describe, markdown_table, quantile, write_results
 from benchmarks.stand_in import CONTEXT_SHAPE, FILE_BYTES, HEIGHT, LATENTS_SHAPE, WIDTH, stand_in_pipeline
 from triptych.cli.processes import HOST, Service, ServiceGroup, free_ports
@@ -124,13 +125,15 @@ async def _measure_in_process(diffusion_seconds: float, concurrency: int, number
 
 
 async def _measure_gateway(url: str, diffusion_seconds: float, concurrency: int, number: int) -> Latency:
-    limits = httpx2.Limits(max_connections=concurrency, max_keepalive_connections=concurrency)
-    async with httpx2.AsyncClient(base_url=url, limits=limits, timeout=600, trust_env=False) as client:
+    async with AsyncExitStack() as open_ones:
+        idle = [await open_ones.enter_async_context(BareConnection(url)) for _ in range(concurrency)]
 
         async def generate() -> None:
-            response = await client.post("/generate", json={"prompt": PROMPT, "seed": 1}, headers={"Accept": "image/png"})
-            response.raise_for_status()
-            assert len(response.content) == FILE_BYTES
+            connection = idle.pop()
+            status, content = await connection.post("/generate", {"prompt": PROMPT, "seed": 1}, accept="image/png")
+            idle.append(connection)
+            assert status == 200
+            assert len(content) == FILE_BYTES
 
         return await _measure("three services", generate, diffusion_seconds, concurrency, number)
 
