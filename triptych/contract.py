@@ -8,11 +8,12 @@ Shapes: B rows (images), T tokens, D the context's width, H and W pixels. All ar
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,7 +50,10 @@ class ImageFormat(StrEnum):
     WEBP = "webp"
 
 
-# Identity: who a stage is, and with whom it fits
+# Identity: who a stage is, and with whom it fits.
+#
+# `exact` says that a row's bytes depend on its request alone, `exact_batch_sizes` at which sizes of calls they do, and
+# `largest_difference` what batch-mates may change in an output of the network, as measured: nothing where the stage is exact.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +77,9 @@ class TextEncoderIdentity:
     model: str
     weights_digest: str
     numerics: Numerics
+    exact: bool = False
+    exact_batch_sizes: tuple[int, ...] = ()
+    largest_difference: float = 0.0
     text_space: str
     context_length: int
     context_width: int
@@ -90,6 +97,9 @@ class DiffusionIdentity:
     model: str
     weights_digest: str
     numerics: Numerics
+    exact: bool = False
+    exact_batch_sizes: tuple[int, ...] = ()
+    largest_difference: float = 0.0
     text_space: str
     latent_space: str
     context_length: int
@@ -115,6 +125,9 @@ class DecoderIdentity:
     model: str
     weights_digest: str
     numerics: Numerics
+    exact: bool = False
+    exact_batch_sizes: tuple[int, ...] = ()
+    largest_difference: float = 0.0
     latent_space: str
     latent_channels: int
     scaling_factor: float
@@ -234,12 +247,22 @@ class DecodeRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class Decoded:
-    """Pictures: sRGB pixels uint8 (B, H, W, 3), or one encoded file a row, as the request's `image_format` asked."""
+    """Pictures: sRGB pixels uint8 (B, H, W, 3), or one encoded file a row, as the request's `image_format` asked.
+
+    Attributes:
+        pixels_sha256: `sha256_of` each picture's pixels, which a file need not show any more; none where a decoder tells none.
+    """
 
     images: UInt8 | tuple[bytes, ...]
+    pixels_sha256: tuple[str, ...] = ()
 
 
 IMAGE_TEXT_KEYWORD = "triptych"
+
+
+def sha256_of(array: NDArray[Any]) -> str:
+    """Of the array's numbers, little-endian and row-major: what receipts name contexts, latents and pixels by."""
+    return hashlib.sha256(np.ascontiguousarray(array, array.dtype.newbyteorder("<")).data).hexdigest()
 
 
 # The three panels

@@ -3,7 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from triptych.engines import CompiledNetwork, RowSpec
+from triptych.engines import CompiledNetwork, Exactness, RowSpec
+from triptych.engines.compiled import cheapest_calls
 from triptych.errors import EngineError
 
 ROWS = {"x": RowSpec(shape=(2,)), "n": RowSpec(shape=(), dtype="int32")}
@@ -38,6 +39,54 @@ def test_only_its_batch_sizes_are_run(num_rows, calls):
 
     assert run.calls == calls
     np.testing.assert_array_equal(outputs["y"], inputs(num_rows)["x"] + inputs(num_rows)["n"][:, None])
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "exact", "calls"),
+    [(1, (1,), [1]), (3, (1,), [1, 1, 1]), (1, (2,), [2]), (5, (1, 2), [2, 2, 1]), (5, (2, 4), [4, 2]), (16, (1, 4), [4] * 4)],
+)
+def test_only_exact_batch_sizes_are_run(num_rows, exact, calls):
+    run = Recorder()
+    network = CompiledNetwork(run, ROWS, (1, 2, 4, 8), from_cache=False)
+    network.use(Exactness(batch_sizes=exact, largest_difference=0.5, seconds={1: 1, 2: 2, 4: 4, 8: 1}), exactly=True)
+
+    outputs = network(inputs(num_rows))
+
+    assert network.usable_batch_sizes == exact
+    assert run.calls == calls
+    np.testing.assert_array_equal(outputs["y"], inputs(num_rows)["x"] + inputs(num_rows)["n"][:, None])
+
+
+def test_where_exactness_is_not_wanted_all_sizes_are_run():
+    run = Recorder()
+    network = CompiledNetwork(run, ROWS, (1, 2, 4), from_cache=False)
+    network.use(Exactness(batch_sizes=(1,), largest_difference=0.5, seconds={1: 1, 2: 1, 4: 1}), exactly=False)
+    network(inputs(4))
+    assert run.calls == [4]
+
+
+def test_a_network_without_an_exact_size_is_refused_unless_that_is_wanted():
+    network = CompiledNetwork(Recorder(), ROWS, (1, 2), from_cache=False)
+    nothing = Exactness(batch_sizes=(), largest_difference=0.5, seconds={1: 1, 2: 1})
+    with pytest.raises(EngineError, match=r"no batch size of 1, 2 gives a row the same bytes twice .* or exact=false"):
+        network.use(nothing, exactly=True)
+    network.use(nothing, exactly=False)
+    assert network.usable_batch_sizes == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "costs", "calls"),
+    [
+        (3, {1: 1, 2: 2, 4: 4}, [2, 1]),
+        (3, {1: 10, 2: 11, 4: 18}, [4]),
+        (7, {1: 1, 2: 1.4, 4: 2.5, 8: 5.1}, [4, 2, 1]),
+        (7, {1: 1, 2: 1.5, 4: 2.5, 8: 4.9}, [8]),
+        (9, {4: 4, 8: 6}, [8, 4]),
+        (100, {1: 1, 16: 5}, [16] * 6 + [1] * 4),
+    ],
+)
+def test_the_calls_that_cost_least(num_rows, costs, calls):
+    assert cheapest_calls(num_rows, costs) == calls
 
 
 def test_padding_repeats_the_last_row():

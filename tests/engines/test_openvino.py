@@ -12,7 +12,7 @@ from tests.engines.other_process import run_toy
 from tests.engines.toy_network import compile_toy, expected, refuse_to_build, toy_inputs, toy_source
 from triptych.engines import NetworkSource, get_engine, hardware
 from triptych.engines.cache import keep_bytes, kept_bytes
-from triptych.engines.exactness import find_exact_batch_sizes
+from triptych.engines.exactness import find_exactness
 from triptych.errors import CheckpointError, EngineError
 
 CACHED = replace(toy_source(), build=refuse_to_build)
@@ -124,7 +124,7 @@ def test_half_precision_weights_are_kept_in_half_the_space(engine, cache_folder)
 
 
 def test_rows_do_not_depend_on_their_mates(engine, filled):
-    assert find_exact_batch_sizes(compile_toy(engine, filled, source=CACHED), toy_inputs(6)) == (1, 2, 4)
+    assert find_exactness(compile_toy(engine, filled, source=CACHED), toy_inputs(6)).batch_sizes == (1, 2, 4)
 
 
 @pytest.mark.parametrize(("has_bfloat16", "precision"), [(True, "bfloat16"), (False, "float32")])

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from triptych.engines import CompiledNetwork, Engine, NetworkSource, RowSpec, get_engine
-from triptych.engines.exactness import find_exact_batch_sizes
+from triptych.engines.exactness import find_exactness
 
 ROWS = {"latents": RowSpec(shape=(4, 4, 2)), "tokens": RowSpec(shape=(6,), dtype="int32")}
 BATCH_SIZES = (1, 2, 4)
@@ -93,7 +93,7 @@ def _try(engine: Engine, precision: str, cache_folder: Path) -> dict[str, Any]:
         "from_cache": network.from_cache,
         "outputs": {name: [str(array.dtype), list(array.shape)] for name, array in sorted(outputs.items())},
         "error": max(float(np.abs(outputs[name] - wanted[name]).max()) for name in wanted),
-        "exact_batch_sizes": find_exact_batch_sizes(network, toy_inputs(5)),
+        "exact_batch_sizes": find_exactness(network, toy_inputs(5)).batch_sizes,
     }
 
 

@@ -13,6 +13,7 @@ class Options:
     engine: str = "openvino"
     precision: str = "float32"
     batch_sizes: tuple[int, ...] | None = (1, 2, 4)
+    exact: bool = True
     sizes: tuple[tuple[int, int], ...] | None = None
     threads: int | None = 2
     queue_size: int = 8

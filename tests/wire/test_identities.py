@@ -20,6 +20,7 @@ def test_identities_come_back() -> None:
 
 def test_parameters_are_scalars_under_names_that_clients_allow() -> None:
     parameters = to_parameters(DIFFUSION)
+    assert (parameters["exact"], parameters["exact_batch_sizes"]) == (True, "1,2,4")
     assert parameters["sizes"] == "64x64,96x64,64x96"
     assert parameters["samplers"] == "ddim,euler"
     assert parameters["numerics_instruction_set"] == "none"
@@ -27,6 +28,11 @@ def test_parameters_are_scalars_under_names_that_clients_allow() -> None:
         assert type(value) in (bool, int, float, str)
         assert not name.startswith(("sequence_", "triton_"))
         assert name not in ("priority", "timeout", "headers")
+
+
+def test_a_stage_that_does_not_say_whether_it_is_exact_claims_nothing() -> None:
+    parameters = {name: value for name, value in to_parameters(DIFFUSION).items() if "exact" not in name}
+    assert from_parameters(DiffusionIdentity, parameters) == replace(DIFFUSION, exact=False, exact_batch_sizes=())
 
 
 def test_a_whole_number_is_a_number() -> None:
@@ -44,6 +50,8 @@ def test_a_whole_number_is_a_number() -> None:
         ({"default_guidance_scale": "7"}, "default_guidance_scale in the metadata is no float"),
         ({"sizes": "64"}, "sizes in the metadata cannot be read: '64'"),
         ({"sizes": "64x64x64"}, "sizes in the metadata cannot be read"),
+        ({"exact": "yes"}, "exact in the metadata is no bool"),
+        ({"exact_batch_sizes": "1,two"}, "exact_batch_sizes in the metadata cannot be read: '1,two'"),
         ({"tasks": "painting"}, "tasks in the metadata cannot be read: 'painting'"),
     ],
 )

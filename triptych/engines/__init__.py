@@ -12,7 +12,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from triptych.engines.compiled import CompiledNetwork, RowSpec
+from triptych.engines.compiled import CompiledNetwork, Exactness, RowSpec
 from triptych.engines.distributions import refuse_two_tensorflows
 from triptych.engines.keras_backend import choose_backend
 from triptych.errors import EngineError
@@ -20,7 +20,7 @@ from triptych.errors import EngineError
 if TYPE_CHECKING:
     import keras
 
-__all__ = ["CompiledNetwork", "Engine", "NetworkSource", "Precision", "RowSpec", "get_engine"]
+__all__ = ["CompiledNetwork", "Engine", "Exactness", "NetworkSource", "Precision", "RowSpec", "get_engine"]
 
 
 class Precision(StrEnum):

@@ -19,6 +19,8 @@ from triptych.engines import AUTO, NetworkSource, Precision
 from triptych.engines.cache import code_digest, find_or_fill
 from triptych.engines.compiled import Arrays, CompiledNetwork, RowSpec
 from triptych.engines.distributions import installed_version
+from triptych.engines.exactness import exactness_file
+from triptych.engines.hardware import available_cpus, instruction_set
 from triptych.engines.keras_backend import dtype_policy, import_keras
 from triptych.errors import EngineError
 
@@ -69,7 +71,9 @@ class JaxEngine:
         with np.load(folder / _WEIGHTS, allow_pickle=False) as file:
             weights = [jax.device_put(file[name]) for name in file.files]
         functions = {size: _load(folder / _function_file(size), weights, rows, size) for size in batch_sizes}
-        return CompiledNetwork(partial(_run, functions, weights), rows, batch_sizes, from_cache=from_cache)
+        path = exactness_file(folder, self.device, instruction_set(), available_cpus())
+        run = partial(_run, functions, weights)
+        return CompiledNetwork(run, rows, batch_sizes, from_cache=from_cache, exactness_file=path)
 
 
 def _keep_compilations(folder: Path) -> None:

@@ -25,6 +25,7 @@ from triptych.engines import AUTO, NetworkSource, Precision
 from triptych.engines.cache import code_digest, find_or_fill, keep_bytes, kept_bytes
 from triptych.engines.compiled import Arrays, CompiledNetwork, RowSpec
 from triptych.engines.distributions import installed_version
+from triptych.engines.exactness import exactness_file
 from triptych.engines.hardware import available_cpus, has_bfloat16, instruction_set
 from triptych.engines.keras_backend import import_keras
 from triptych.errors import EngineError
@@ -77,7 +78,8 @@ class OpenVINOEngine:
         )
         network = _NetworkOfFolder(self._core, folder, rows, self._properties(precision))
         network.prepare(batch_sizes)
-        return CompiledNetwork(network.run, rows, batch_sizes, from_cache=from_cache)
+        path = exactness_file(folder, network.digest, sorted(batch_sizes))
+        return CompiledNetwork(network.run, rows, batch_sizes, from_cache=from_cache, exactness_file=path)
 
     def _properties(self, precision: Precision) -> dict[str, Any]:
         properties = {

@@ -20,6 +20,8 @@ from triptych.engines import AUTO, NetworkSource, Precision
 from triptych.engines.cache import code_digest, find_or_fill
 from triptych.engines.compiled import Arrays, CompiledNetwork, RowSpec
 from triptych.engines.distributions import installed_version
+from triptych.engines.exactness import exactness_file
+from triptych.engines.hardware import available_cpus, instruction_set
 from triptych.engines.keras_backend import dtype_policy, import_keras
 from triptych.errors import EngineError
 
@@ -36,6 +38,7 @@ class TensorFlowEngine:
         if threads is not None:
             _use_threads(threads)
         self.version = tf.__version__
+        self._threads = threads
         self._gpu = next(iter(tf.config.list_physical_devices("GPU")), None)
         self._gpu_facts = tf.config.experimental.get_device_details(self._gpu) if self._gpu else {}
         self.device = self._gpu_facts.get("device_name", "gpu") if self._gpu else "cpu"
@@ -74,7 +77,8 @@ class TensorFlowEngine:
         save = partial(_save_model, source, rows, batch_sizes, precision, self._gpu is not None)
         folder, from_cache = find_or_fill(cache_folder, f"{source.name}-{self.name}", key, save)
         loaded = tf.saved_model.load(os.fspath(folder))
-        return CompiledNetwork(partial(_run, loaded), rows, batch_sizes, from_cache=from_cache)
+        path = exactness_file(folder, self.device, instruction_set(), available_cpus(), self._threads)
+        return CompiledNetwork(partial(_run, loaded), rows, batch_sizes, from_cache=from_cache, exactness_file=path)
 
 
 def _use_threads(threads: int) -> None:

@@ -127,6 +127,9 @@ class StageSettings(ServerSettings):
     batch_sizes: Annotated[tuple[PositiveInt, ...] | None, NoDecode, BeforeValidator(_split)] = None
     """Numbers of rows for which the network is compiled, such as `1,2,4`; by default the stage's own choice."""
 
+    exact: bool = True
+    """A picture's bytes depend on its request alone: only batch sizes that are exact are run. `false` runs all of them."""
+
     sizes: Annotated[tuple[Size, ...] | None, NoDecode, BeforeValidator(_split)] = None
     """Pictures to be ready for, width first, such as `512x512,768x512`; the first is the default. Else the model decides."""
 

@@ -7,7 +7,17 @@ import asyncio
 import numpy as np
 
 from triptych.checkpoints.diffusers_folder import Network
-from triptych.contract import Decoded, DecodeRequest, DecoderIdentity, Float32, ImageFormat, StageName, UInt8, check_decode
+from triptych.contract import (
+    Decoded,
+    DecodeRequest,
+    DecoderIdentity,
+    Float32,
+    ImageFormat,
+    StageName,
+    UInt8,
+    check_decode,
+    sha256_of,
+)
 from triptych.engines import CompiledNetwork, RowSpec
 from triptych.errors import StageFailed
 from triptych.stages.call_batcher import CallBatcher
@@ -39,6 +49,9 @@ class DecoderStage(LocalStage[DecoderIdentity]):
             model=facts.model,
             weights_digest=networks.weights_digest(Network.VAE_DECODER),
             numerics=networks.numerics,
+            exact=self.options.exact,
+            exact_batch_sizes=networks.exact_batch_sizes,
+            largest_difference=networks.largest_difference,
             latent_space=facts.latent_space,
             latent_channels=config.latent_channels,
             scaling_factor=config.scaling_factor,
@@ -47,7 +60,7 @@ class DecoderStage(LocalStage[DecoderIdentity]):
         )
 
     def _batched(self, network: CompiledNetwork) -> CallBatcher:
-        return CallBatcher(network, self._worker, capacity=network.batch_sizes[-1])
+        return CallBatcher(network, self._worker, capacity=network.usable_batch_sizes[-1])
 
     def finish(self) -> None:
         self._worker.close()
@@ -56,16 +69,19 @@ class DecoderStage(LocalStage[DecoderIdentity]):
         check_decode(request, await self.identity())
         network = self._networks[request.latents.shape[1:3]]
         outputs = await network({"latents": request.latents}, deadline=deadline)
-        pixels = await asyncio.to_thread(_to_pixels, outputs["images"])
+        pixels, digests = await asyncio.to_thread(_to_pixels, outputs["images"])
         if request.image_format is None:
-            return Decoded(images=pixels)
-        return Decoded(images=await _encode(pixels, request.image_format, request.image_texts))
+            return Decoded(images=pixels, pixels_sha256=digests)
+        files = await _encode(pixels, request.image_format, request.image_texts)
+        return Decoded(images=files, pixels_sha256=digests)
 
 
-def _to_pixels(images: Float32) -> UInt8:
+def _to_pixels(images: Float32) -> tuple[UInt8, tuple[str, ...]]:
+    """Pixels, and each picture's digest."""
     if not np.isfinite(images).all():
         raise StageFailed("the decoder stage computed NaN or infinity", stage=StageName.DECODER)
-    return to_pixels(images)
+    pixels = to_pixels(images)
+    return pixels, tuple(map(sha256_of, pixels))
 
 
 async def _encode(pixels: UInt8, image_format: ImageFormat, texts: tuple[str, ...]) -> tuple[bytes, ...]:

@@ -56,7 +56,7 @@ class DiffusionStage(LocalStage[DiffusionIdentity]):
                 Network.UNET,
                 {
                     "latents": RowSpec(shape=(height // vae.downsampling, width // vae.downsampling, config.in_channels)),
-                    "timestep": RowSpec(shape=()),
+                    "timestep": RowSpec(shape=(), below=self._schedule.num_train_timesteps),
                     "context": context,
                 },
             )
@@ -64,13 +64,16 @@ class DiffusionStage(LocalStage[DiffusionIdentity]):
         ]
         self._batcher = StepBatcher(
             {(network.rows["latents"].shape, context.shape): network for network in compiled},
-            capacity=compiled[0].batch_sizes[-1],
+            capacity=min(network.usable_batch_sizes[-1] for network in compiled),
             queue_size=self.options.queue_size,
         )
         return DiffusionIdentity(
             model=facts.model,
             weights_digest=networks.weights_digest(Network.UNET),
             numerics=networks.numerics,
+            exact=self.options.exact,
+            exact_batch_sizes=networks.exact_batch_sizes,
+            largest_difference=networks.largest_difference,
             text_space=facts.text_space,
             latent_space=facts.latent_space,
             context_length=context.shape[0],

@@ -12,8 +12,9 @@ from typing import ClassVar, Generic, TypeVar
 from triptych.checkpoints.diffusers_folder import DiffusersFolder, Network, load_network, weights_digest
 from triptych.checkpoints.registry import find_model
 from triptych.contract import DecoderIdentity, DiffusionIdentity, Numerics, StageName, TextEncoderIdentity
-from triptych.engines import CompiledNetwork, NetworkSource, RowSpec, get_engine
+from triptych.engines import CompiledNetwork, Exactness, NetworkSource, RowSpec, get_engine
 from triptych.engines.cache import code_digest
+from triptych.engines.exactness import exactness_of
 from triptych.engines.hardware import instruction_set
 from triptych.errors import StageNotReady, StartError
 from triptych.stages.options import StageOptions
@@ -91,6 +92,7 @@ class NetworkLoader:
         self._options = options
         self._batch_sizes = options.batch_sizes or default_batch_sizes
         self._digests: dict[Network, str] = {}
+        self._exactness: list[Exactness] = []
         self._engine = get_engine(options.engine, threads=options.threads)
         self._precision = self._engine.choose_precision(options.precision)
 
@@ -103,6 +105,17 @@ class NetworkLoader:
             instruction_set=instruction_set(),
             device=self._engine.device,
         )
+
+    @property
+    def exact_batch_sizes(self) -> tuple[int, ...]:
+        """Those that are exact for every network loaded so far."""
+        common = set.intersection(*(set(exactness.batch_sizes) for exactness in self._exactness))
+        return tuple(sorted(common))
+
+    @property
+    def largest_difference(self) -> float:
+        """What batch-mates may change in a network's output: nothing where only exact batch sizes are run."""
+        return 0.0 if self._options.exact else max(exactness.largest_difference for exactness in self._exactness)
 
     def weights_digest(self, network: Network) -> str:
         if network not in self._digests:  # gigabytes to read
@@ -126,10 +139,10 @@ class NetworkLoader:
         return sizes
 
     def load(self, network: Network, rows: Mapping[str, RowSpec]) -> CompiledNetwork:
-        """The network for rows of this shape, warm.
+        """The network for rows of this shape, warm; where the options say so it runs only exact batch sizes.
 
         Raises:
-            CheckpointError, EngineError: As their names say.
+            CheckpointError, EngineError: As their names say; no batch size is exact.
         """
         source = NetworkSource(
             name=network,
@@ -149,5 +162,11 @@ class NetworkLoader:
             cache_folder=self._options.cache_folder,
         )
         compiled.warm_up()
+        exactness = exactness_of(compiled)
+        compiled.use(exactness, exactly=self._options.exact)
+        if not self._options.exact:
+            difference = exactness.largest_difference
+            _log.warning("exact=false: a row's batch-mates may change what the %s gives it by %.2g", network, difference)
+        self._exactness.append(exactness)
         self.all_from_cache &= compiled.from_cache
         return compiled

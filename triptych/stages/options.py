@@ -33,6 +33,10 @@ class StageOptions(Protocol):
         """
 
     @property
+    def exact(self) -> bool:
+        """Whether a row's bytes may depend on nothing but the request: only batch sizes that are exact are run."""
+
+    @property
     def sizes(self) -> tuple[tuple[int, int], ...] | None:
         """(width, height) in pixels of the pictures to be ready for, the default first; None is the model's own choice."""
 

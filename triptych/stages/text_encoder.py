@@ -35,15 +35,18 @@ class TextEncoderStage(LocalStage[TextEncoderIdentity]):
 
     def load(self, networks: NetworkLoader) -> TextEncoderIdentity:
         facts, config = networks.files.facts, networks.files.text_encoder
-        tokens = RowSpec(shape=(config.max_position_embeddings,), dtype="int32")
+        tokens = RowSpec(shape=(config.max_position_embeddings,), dtype="int32", below=config.vocab_size)
         self._tokenizer = Tokenizer.from_folder(networks.files.tokenizer)
         self._known_words = None if facts.words is None else frozenset(facts.words)
         network = networks.load(Network.TEXT_ENCODER, {"tokens": tokens})
-        self._network = CallBatcher(network, self._worker, capacity=network.batch_sizes[-1])
+        self._network = CallBatcher(network, self._worker, capacity=network.usable_batch_sizes[-1])
         return TextEncoderIdentity(
             model=facts.model,
             weights_digest=networks.weights_digest(Network.TEXT_ENCODER),
             numerics=networks.numerics,
+            exact=self.options.exact,
+            exact_batch_sizes=networks.exact_batch_sizes,
+            largest_difference=networks.largest_difference,
             text_space=facts.text_space,
             context_length=config.max_position_embeddings,
             context_width=config.hidden_size,

@@ -30,12 +30,14 @@ def to_parameters(identity: TextEncoderIdentity | DiffusionIdentity | DecoderIde
 
 
 def from_parameters(kind: type[Identity], parameters: Mapping[str, Any]) -> Identity:
-    """The identity in a model's parameters; those it does not know are passed over.
+    """The identity in a model's parameters; those it does not know are passed over, those it can do without may be missing.
 
     Raises:
         MalformedRequest: One is missing or cannot be read.
     """
-    return kind(**{name: _read(name, hint, parameters) for name, hint in get_type_hints(kind).items()})
+    optional = {field.name for field in dataclasses.fields(kind) if field.default is not dataclasses.MISSING}
+    hints = {name: hint for name, hint in get_type_hints(kind).items() if name in parameters or name not in optional}
+    return kind(**{name: _read(name, hint, parameters) for name, hint in hints.items()})
 
 
 def _read(name: str, hint: Any, parameters: Mapping[str, Any]) -> Any:
@@ -75,6 +77,7 @@ def _write_element(element: Any) -> str:
 
 _ELEMENTS: dict[Any, Callable[[str], Any]] = {
     tuple[str, ...]: str,
+    tuple[int, ...]: int,
     tuple[Task, ...]: Task,
     tuple[tuple[int, int], ...]: _read_size,
 }
