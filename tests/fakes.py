@@ -35,6 +35,7 @@ from triptych.contract import (
     UInt8,
     check_decode,
     check_denoise,
+    sha256_of,
 )
 from triptych.errors import InvalidValue, StageNotReady
 
@@ -209,10 +210,11 @@ class FakeDiffusion(FakeStage[DenoiseRequest]):
 
 
 class FakeDecoder(FakeStage[DecodeRequest]):
-    """Each latent becomes a square of its own colour."""
+    """Each latent becomes a square of its own colour. `tells_digests=False` makes it a decoder of somebody else."""
 
     name = "decoder"
     profile = DECODER
+    tells_digests = True
 
     async def identity(self) -> DecoderIdentity:
         self.check_started()
@@ -222,11 +224,13 @@ class FakeDecoder(FakeStage[DecodeRequest]):
         check_decode(request, await self.identity())
         await self.work(request, deadline)
         images = self._paint(request.latents)
+        digests = tuple(map(sha256_of, images)) if self.tells_digests else ()
         if request.image_format is None:
-            return Decoded(images=images)
+            return Decoded(images=images, pixels_sha256=digests)
         texts = request.image_texts or ("",) * len(images)
         return Decoded(
-            images=tuple(encode_image(image, request.image_format, text) for image, text in zip(images, texts, strict=True))
+            images=tuple(encode_image(image, request.image_format, text) for image, text in zip(images, texts, strict=True)),
+            pixels_sha256=digests,
         )
 
     def _paint(self, latents: np.ndarray) -> UInt8:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import struct
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
@@ -24,7 +26,7 @@ from triptych.contract import (
     TextEncoder,
 )
 from triptych.errors import InvalidValue, StageFailed, StageTimeout
-from triptych.pipeline import Generated, GenerateRequest, Pipeline, StageProgress
+from triptych.pipeline import Digests, Generated, GenerateRequest, Pipeline, StageProgress
 
 REQUEST = GenerateRequest(
     prompt="a red circle",
@@ -82,13 +84,14 @@ class ScriptedDiffusion:
 class ScriptedDecoder:
     surplus_rows: int = 0
     error: Exception | None = None
+    digests: tuple[str, ...] = ("first", "second")
     asked: list[DecodeRequest] = field(default_factory=list)
 
     async def decode(self, request: DecodeRequest, *, deadline: float | None = None) -> Decoded:
         self.asked.append(request)
         if self.error:
             raise self.error
-        return Decoded(images=(b"picture",) * (len(request.latents) + self.surplus_rows))
+        return Decoded(images=(b"picture",) * (len(request.latents) + self.surplus_rows), pixels_sha256=self.digests)
 
 
 @dataclass
@@ -161,6 +164,27 @@ async def test_guidance_of_nought_still_needs_the_unconditional_row() -> None:
 
 def test_seeds_count_up_modulo_two_to_the_sixty_fourth() -> None:
     assert replace(REQUEST, seed=2**64 - 2, num_images=4).seeds == (2**64 - 2, 2**64 - 1, 0, 1)
+
+
+async def test_what_passed_between_the_stages_is_digested() -> None:
+    """The scripted contexts are the prompts' lengths, and the latents the seeds."""
+    generated = await Stages().generate()
+
+    assert generated.digests == Digests(
+        context=digest_of(12.0, 4.0), latents=(digest_of(7.0), digest_of(8.0)), pixels=("first", "second")
+    )
+
+
+async def test_without_guidance_there_is_one_context_to_digest() -> None:
+    assert (await Stages().generate(replace(REQUEST, guidance_scale=1.0))).digests.context == digest_of(12.0)
+
+
+async def test_a_decoder_that_tells_no_digests_has_none() -> None:
+    assert (await Stages(decoder=ScriptedDecoder(digests=())).generate()).digests.pixels is None
+
+
+def digest_of(*numbers: float) -> str:
+    return hashlib.sha256(struct.pack(f"<{len(numbers)}f", *numbers)).hexdigest()
 
 
 async def test_every_stage_is_timed() -> None:
@@ -242,6 +266,7 @@ async def test_an_error_of_a_stage_comes_through_as_it_is() -> None:
         (Stages(ScriptedTextEncoder(surplus_rows=1)), StageName.TEXT_ENCODER, "answered 3 contexts to 2 prompts"),
         (Stages(diffusion=ScriptedDiffusion(ends_early=True)), StageName.DIFFUSION, "ended without a result"),
         (Stages(decoder=ScriptedDecoder(surplus_rows=1)), StageName.DECODER, "answered 3 images where 2 were asked for"),
+        (Stages(decoder=ScriptedDecoder(digests=("one",))), StageName.DECODER, "answered 1 digests of 2 images"),
     ],
 )
 async def test_a_stage_that_answers_something_else_has_failed(stages: Stages, stage: StageName, sentence: str) -> None:

@@ -71,6 +71,7 @@ class Generation:
     Attributes:
         parameters: What was done, every default filled in.
         timings: Where the time went, by name, in seconds.
+        receipt: SHA-256 of contexts, latents and pixels, and who the stages were.
     """
 
     id: str
@@ -79,6 +80,7 @@ class Generation:
     parameters: Mapping[str, Any]
     warnings: tuple[str, ...]
     timings: Mapping[str, float]
+    receipt: Mapping[str, Any]
 
 
 class Client:
@@ -217,6 +219,7 @@ def _generation(answer: Mapping[str, Any]) -> Generation:
         parameters=answer["parameters"],
         warnings=tuple(answer["warnings"]),
         timings=answer["timings"],
+        receipt=answer["receipt"],
     )
 
 

@@ -34,6 +34,7 @@ from triptych.contract import (
     State,
     TextEncoder,
     UInt8,
+    sha256_of,
 )
 from triptych.errors import StageFailed, StageTimeout
 
@@ -109,6 +110,21 @@ class StageProgress:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Digests:
+    """What passed between the stages, by its `sha256_of`: which stage differs where two pictures do.
+
+    Attributes:
+        context: Of both prompts' contexts, or of one where there is no guidance.
+        latents: One a picture.
+        pixels: One a picture, or None where the decoder does not tell.
+    """
+
+    context: str
+    latents: tuple[str, ...]
+    pixels: tuple[str, ...] | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Generated:
     """The pictures, and how they came about.
 
@@ -116,12 +132,14 @@ class Generated:
         images: Pixels uint8 (B, H, W, 3), or one encoded file a picture, as the request's `image_format` asked.
         seeds: One for each picture.
         seconds: How long each stage was waited for.
+        digests: What the stages handed on.
     """
 
     images: UInt8 | tuple[bytes, ...]
     seeds: tuple[int, ...]
     warnings: tuple[str, ...]
     seconds: Mapping[StageName, float]
+    digests: Digests
 
 
 @dataclass(frozen=True)
@@ -167,6 +185,7 @@ class Pipeline:
             seeds=request.seeds,
             warnings=encoded.warnings,
             seconds=clock.seconds,
+            digests=_digests(encoded, denoised, decoded),
         )
 
 
@@ -202,6 +221,14 @@ async def _closing(events: AsyncIterator[T]) -> AsyncIterator[AsyncIterator[T]]:
             await events.aclose()
 
 
+def _digests(encoded: Encoded, denoised: Denoised, decoded: Decoded) -> Digests:
+    return Digests(
+        context=sha256_of(encoded.context),
+        latents=tuple(map(sha256_of, denoised.latents)),
+        pixels=decoded.pixels_sha256 or None,
+    )
+
+
 def _expect_latents(event: Denoised | None) -> Denoised:
     if event is None:
         raise StageFailed("the diffusion stage ended without a result", stage=StageName.DIFFUSION)
@@ -212,5 +239,9 @@ def _expect_images(decoded: Decoded, num_images: int) -> Decoded:
     if len(decoded.images) != num_images:
         raise StageFailed(
             f"the decoder answered {len(decoded.images)} images where {num_images} were asked for", stage=StageName.DECODER
+        )
+    if len(decoded.pixels_sha256) not in (0, num_images):
+        raise StageFailed(
+            f"the decoder answered {len(decoded.pixels_sha256)} digests of {num_images} images", stage=StageName.DECODER
         )
     return decoded

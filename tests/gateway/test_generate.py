@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import hashlib
 import io
 import json
 import re
@@ -47,7 +48,7 @@ class TestJson:
         assert response.status_code == 200
         assert response.headers["Content-Type"] == "application/json"
         answer = response.json()
-        assert list(answer) == ["id", "model", "images", "parameters", "warnings", "timings"]
+        assert list(answer) == ["id", "model", "images", "parameters", "warnings", "timings", "receipt"]
         assert answer["model"] == "fake"
         assert answer["parameters"] == {**FULL, "guidance_scale": 4.0}
         assert answer["warnings"] == []
@@ -271,6 +272,59 @@ class TestEvents:
         assert name == "error"
         assert data["error"]["type"] == "internal_error"
         assert "secret" not in response.text
+
+
+class TestReceipts:
+    BODY: ClassVar = {"prompt": "x", "seed": 5, "num_images": 2}
+
+    async def test_pixels_latents_and_context_are_named_by_their_digests(self) -> None:
+        async with Stages().client() as client:
+            answer = (await client.post("/generate", json=self.BODY)).json()
+        receipt = answer["receipt"]
+        pictures = [np.asarray(open_image(base64.b64decode(image["b64_json"]))) for image in answer["images"]]
+        assert receipt["pixels"] == [hashlib.sha256(picture.tobytes()).hexdigest() for picture in pictures]
+        assert len(set(receipt["latents"])) == 2
+        digests = [receipt["context"], *receipt["latents"]]
+        assert all(re.fullmatch("[0-9a-f]{64}", digest) for digest in digests)
+
+    async def test_the_stages_say_who_they_were(self) -> None:
+        async with Stages().client() as client:
+            receipt = (await client.post("/generate", json=self.BODY)).json()["receipt"]
+            stages = (await client.get("/models")).json()["models"][0]["stages"]
+        assert receipt["stages"] == stages
+        assert stages["diffusion"]["weights_digest"] == "2" * 64
+        assert stages["decoder"]["numerics"]["engine"] == "fake"
+
+    @pytest.mark.parametrize(
+        ("change", "changed"),
+        [
+            ({"prompt": "y"}, {"context", "latents", "pixels"}),
+            ({"seed": 6}, {"latents", "pixels"}),
+            ({"output_format": "jpeg"}, set()),
+        ],
+    )
+    async def test_a_receipt_tells_from_which_stage_on_two_pictures_differ(
+        self, change: dict[str, Any], changed: set[str]
+    ) -> None:
+        async with Stages().client() as client:
+            one, other = [
+                (await client.post("/generate", json={**self.BODY, **changes})).json()["receipt"] for changes in ({}, change)
+            ]
+        assert {name for name in one if one[name] != other[name]} == changed
+
+    async def test_a_picture_by_itself_comes_with_its_pixels_digest(self) -> None:
+        async with Stages().client() as client:
+            answer = await client.post("/generate", json={"prompt": "x"}, headers={"Accept": "image/png"})
+        assert answer.headers["X-Triptych-Pixels-Sha256"] == hashlib.sha256(np.asarray(open_image(answer.content))).hexdigest()
+
+    async def test_a_decoder_that_tells_no_digests_has_a_receipt_without_them(self) -> None:
+        stages = Stages()
+        stages.decoder.tells_digests = False
+        async with stages.client() as client:
+            answer = await client.post("/generate", json={"prompt": "x"})
+            picture = await client.post("/generate", json={"prompt": "x"}, headers={"Accept": "image/png"})
+        assert answer.json()["receipt"]["pixels"] is None
+        assert "X-Triptych-Pixels-Sha256" not in picture.headers
 
 
 class TestFailures:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import io
 from collections.abc import Iterator
 
@@ -73,6 +74,15 @@ async def test_files_hold_the_pixels_and_the_texts(stage):
         image = Image.open(io.BytesIO(file))
         np.testing.assert_array_equal(np.asarray(image), picture)
         assert image.info == {"triptych": text}
+
+
+async def test_the_pixels_digests_are_told_whatever_they_travel_as(stage):
+    latents = some_latents(2)
+    pixels = await decode(stage, latents)
+    wanted = tuple(hashlib.sha256(picture.tobytes()).hexdigest() for picture in pixels)
+    for image_format in (None, ImageFormat.PNG, ImageFormat.JPEG):
+        decoded = await stage.decode(DecodeRequest(latents=latents, image_format=image_format))
+        assert decoded.pixels_sha256 == wanted
 
 
 async def test_files_without_texts_have_none(stage):

@@ -31,13 +31,14 @@ def test_one_text_is_every_pictures_text() -> None:
     assert decoder.read_request(request, DECODER).image_texts == ("same", "same")
 
 
+@pytest.mark.parametrize("pixels_sha256", [(), ("a" * 64, "0" * 64)])
 @pytest.mark.parametrize(
     ("image_format", "images"),
     [(None, np.arange(2 * 64 * 96 * 3, dtype=np.uint8).reshape(2, 64, 96, 3)), (ImageFormat.PNG, (b"\x89PNG\0", b"\x89PNG\1\0"))],
 )
-def test_pictures_arrive(image_format: ImageFormat | None, images: Any) -> None:
+def test_pictures_arrive(image_format: ImageFormat | None, images: Any, pixels_sha256: tuple[str, ...]) -> None:
     request = DecodeRequest(latents=LATENTS, image_format=image_format)
-    decoded = Decoded(images=images)
+    decoded = Decoded(images=images, pixels_sha256=pixels_sha256)
     assert_same(decoder.read_response(back_over_the_wire(decoder.write_response(decoded)), request), decoded)
 
 
@@ -54,6 +55,15 @@ def test_pictures_that_are_no_answer_are_refused(image_format: Any, images: Any,
     response = InferResponse(model_name="decoder", outputs={"images": images})
     with pytest.raises(InvalidValue, match=sentence):
         decoder.read_response(response, DecodeRequest(latents=LATENTS, image_format=image_format))
+
+
+@pytest.mark.parametrize("digests", ["a" * 64, ",".join(["A" * 64] * 2), "", "x,y", 1.5, True])
+def test_digests_that_are_none_are_refused(digests: Any) -> None:
+    response = InferResponse(
+        model_name="decoder", outputs={"images": bytes_tensor([b"a", b"b"])}, parameters={"pixels_sha256": digests}
+    )
+    with pytest.raises(InvalidValue, match="pixels_sha256 must be 2 SHA-256 in hexadecimal"):
+        decoder.read_response(response, DecodeRequest(latents=LATENTS, image_format=ImageFormat.PNG))
 
 
 def test_an_answer_without_pictures_is_refused() -> None:

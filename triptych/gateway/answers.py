@@ -8,7 +8,11 @@ from typing import Any
 from pydantic import BaseModel, Field
 from starlette.responses import Response
 
+from triptych.contract import StageName
+from triptych.gateway.catalogue import StageAnswer, describe_stages
 from triptych.gateway.work import Outcome
+
+PIXELS_HEADER = "X-Triptych-Pixels-Sha256"
 
 
 class GeneratedImage(BaseModel):
@@ -29,6 +33,15 @@ class Timings(BaseModel):
     total_seconds: float
 
 
+class Receipt(BaseModel):
+    """SHA-256 of what the stages handed on, and who they were: where two pictures differ, this tells from which stage on."""
+
+    context: str = Field(description="Of the text encoder's contexts, float32.")
+    latents: list[str] = Field(description="Of each picture's latents, float32.")
+    pixels: list[str] | None = Field(description="Of each picture's pixels, uint8; null where the decoder does not tell.")
+    stages: dict[StageName, StageAnswer]
+
+
 class GenerateAnswer(BaseModel):
     """The answer to `POST /generate` as JSON, and the data of the event `completed`."""
 
@@ -38,6 +51,7 @@ class GenerateAnswer(BaseModel):
     parameters: dict[str, Any] = Field(description="What was done, every default filled in.")
     warnings: list[str]
     timings: Timings
+    receipt: Receipt
 
 
 def to_document(outcome: Outcome) -> GenerateAnswer:
@@ -51,6 +65,7 @@ def to_document(outcome: Outcome) -> GenerateAnswer:
         parameters=outcome.job.parameters.as_json(),
         warnings=list(outcome.generated.warnings),
         timings=_timings(outcome),
+        receipt=_receipt(outcome),
     )
 
 
@@ -60,12 +75,24 @@ def json_response(outcome: Outcome) -> Response:
 
 def image_response(outcome: Outcome) -> Response:
     (file,) = _files(outcome)
-    return Response(file, headers=_headers(outcome), media_type=f"image/{outcome.job.parameters.output_format}")
+    (digest,) = outcome.generated.digests.pixels or (None,)
+    receipt = {} if digest is None else {PIXELS_HEADER: digest}
+    return Response(file, headers=_headers(outcome) | receipt, media_type=f"image/{outcome.job.parameters.output_format}")
 
 
 def _files(outcome: Outcome) -> tuple[bytes, ...]:
     assert isinstance(outcome.generated.images, tuple), "the gateway asks for encoded files"
     return outcome.generated.images
+
+
+def _receipt(outcome: Outcome) -> Receipt:
+    digests = outcome.generated.digests
+    return Receipt(
+        context=digests.context,
+        latents=list(digests.latents),
+        pixels=None if digests.pixels is None else list(digests.pixels),
+        stages=describe_stages(outcome.job.identities),
+    )
 
 
 def _timings(outcome: Outcome) -> Timings:

@@ -114,7 +114,7 @@ def _describe(model: Model, *, default: bool) -> ModelAnswer:
         ready=identities is not None,
         problems=model.problems,
         abilities=_abilities(identities) if identities else None,
-        stages={stage: _stage(getattr(identities, stage)) for stage in StageName} if identities else None,
+        stages=describe_stages(identities) if identities else None,
     )
 
 
@@ -128,6 +128,10 @@ def _abilities(identities: Identities) -> Abilities:
         default_guidance_scale=diffusion.default_guidance_scale,
         context_length=identities.text_encoder.context_length,
     )
+
+
+def describe_stages(identities: Identities) -> dict[StageName, StageAnswer]:
+    return {stage: _stage(getattr(identities, stage)) for stage in StageName}
 
 
 def _stage(identity: Any) -> StageAnswer:

@@ -45,6 +45,7 @@ _REFUSALS = {
 _HEADERS = {
     "X-Triptych-Id": "The request's name, in the logs of all services too.",
     "X-Triptych-Seed": "What makes the first picture again.",
+    "X-Triptych-Pixels-Sha256": "SHA-256 of the picture's pixels, where the answer is a picture and the decoder tells it.",
     "Server-Timing": "Where the time went, in milliseconds.",
 }
 

@@ -118,6 +118,7 @@ async def _accept(gateway: Gateway, request: Request, body: GenerateBody, media_
     return Job(
         id=request_id(request),
         model=model,
+        identities=identities,
         parameters=resolve(body, str(model.name), identities),
         arrived=arrived,
         deadline=deadline,

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from triptych.contract import EncodeRequest, StageName
 from triptych.errors import InvalidValue, StageError
 from triptych.gateway.parameters import Parameters
-from triptych.gateway.registry import Model
+from triptych.gateway.registry import Identities, Model
 from triptych.gateway.state import Gateway
 from triptych.pipeline import Generated, StageProgress
 
@@ -20,12 +20,14 @@ class Job:
     """One request, understood and accepted.
 
     Attributes:
+        identities: What its stages said of themselves when it was accepted.
         arrived: When the request came, by `time.monotonic()`.
         deadline: When nobody waits for it any more, by the same clock.
     """
 
     id: str
     model: Model
+    identities: Identities
     parameters: Parameters
     arrived: float
     deadline: float

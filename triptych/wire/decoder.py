@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from triptych.contract import Decoded, DecodeRequest, DecoderIdentity, ImageFormat
 from triptych.errors import InvalidValue
 from triptych.wire.datatypes import Array, bytes_tensor
@@ -12,6 +14,8 @@ from triptych.wire.parameters import Parameters
 from triptych.wire.texts import decode_texts, encode_texts
 
 MODEL = "decoder"
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 def to_metadata(identity: DecoderIdentity) -> ModelMetadata:
@@ -57,7 +61,8 @@ def read_request(request: InferRequest, identity: DecoderIdentity) -> DecodeRequ
 
 def write_response(decoded: Decoded) -> InferResponse:
     images = bytes_tensor(decoded.images) if isinstance(decoded.images, tuple) else decoded.images
-    return InferResponse(model_name=MODEL, outputs={"images": images})
+    parameters = {"pixels_sha256": ",".join(decoded.pixels_sha256)} if decoded.pixels_sha256 else {}
+    return InferResponse(model_name=MODEL, outputs={"images": images}, parameters=parameters)
 
 
 def read_response(response: InferResponse, request: DecodeRequest) -> Decoded:
@@ -65,9 +70,20 @@ def read_response(response: InferResponse, request: DecodeRequest) -> Decoded:
     rows = len(request.latents)
     if request.image_format is None:
         spec = TensorSpec(name="images", datatype="UINT8", shape=(rows, ANY, ANY, 3))
-        return Decoded(images=take_output(response.outputs, spec))
+        return Decoded(images=take_output(response.outputs, spec), pixels_sha256=_read_digests(response, rows))
     files = take_output(response.outputs, TensorSpec(name="images", datatype="BYTES", shape=(rows,)))
-    return Decoded(images=tuple(files))
+    return Decoded(images=tuple(files), pixels_sha256=_read_digests(response, rows))
+
+
+def _read_digests(response: InferResponse, rows: int) -> tuple[str, ...]:
+    """None from a decoder of somebody else, who knows nothing of them."""
+    text = response.parameters.get("pixels_sha256")
+    if text is None:
+        return ()
+    digests = tuple(str(text).split(","))
+    if len(digests) != rows or not all(map(_DIGEST.fullmatch, digests)):
+        raise InvalidValue(f"pixels_sha256 must be {rows} SHA-256 in hexadecimal", param="pixels_sha256")
+    return digests
 
 
 def _inputs(identity: DecoderIdentity) -> tuple[TensorSpec, ...]:
