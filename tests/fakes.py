@@ -8,11 +8,12 @@ that is not ready until `start` was called.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import io
 import zlib
 from collections.abc import AsyncGenerator
 from dataclasses import replace
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from PIL import Image, PngImagePlugin
@@ -23,13 +24,16 @@ from triptych.contract import (
     DecodeRequest,
     DecoderIdentity,
     Denoised,
+    DenoiseEvent,
     DenoiseRequest,
+    DenoiseState,
     DiffusionIdentity,
     Encoded,
     EncodeRequest,
     ImageFormat,
     Numerics,
     Progress,
+    State,
     Task,
     TextEncoderIdentity,
     UInt8,
@@ -37,7 +41,7 @@ from triptych.contract import (
     check_denoise,
     sha256_of,
 )
-from triptych.errors import InvalidValue, StageNotReady
+from triptych.errors import Conflict, InvalidValue, StageNotReady
 
 NUMERICS = Numerics(engine="fake", version="1.0", precision="float32", instruction_set="none", device="cpu")
 SIZES = ((64, 64), (96, 64), (64, 96))
@@ -167,46 +171,90 @@ class FakeTextEncoder(FakeStage[EncodeRequest]):
 
 
 class FakeDiffusion(FakeStage[DenoiseRequest]):
-    """Latents are noise drawn from the seed, coloured by everything else that a picture depends on.
+    """Latents are noise drawn from the seed, and with every evaluation more coloured by all else that a picture depends on.
 
-    Attributes:
-        pace: Each evaluation takes one of these, where it is given: a test decides how far the denoising comes.
-        evaluations: How many there were.
+    With `turnstile` each evaluation waits for a `release()`. `evaluations` counts them; `ended` is set at the end.
     """
 
     name = "diffusion"
     profile = DIFFUSION
-    pace: asyncio.Semaphore | None = None
-    evaluations = 0
+
+    def __init__(self, *, turnstile: asyncio.Semaphore | None = None, **options: Any) -> None:
+        super().__init__(**options)
+        self.turnstile = turnstile
+        self.evaluations = 0
+        self.ended = asyncio.Event()
 
     async def identity(self) -> DiffusionIdentity:
         self.check_started()
         return self.profile
 
-    async def denoise(
-        self, request: DenoiseRequest, *, deadline: float | None = None
-    ) -> AsyncGenerator[Progress | Denoised, None]:
+    async def denoise(self, request: DenoiseRequest, *, deadline: float | None = None) -> AsyncGenerator[DenoiseEvent, None]:
         check_denoise(request, await self.identity())
+        state = self._initial(request) if request.resume is None else self._resumed(request, request.resume)
         await self.work(request, deadline)
-        for position in range(1, request.num_steps + 1):
-            if self.pace is not None:
-                await self.pace.acquire()
-            self.evaluations += 1
-            yield Progress(position=position, num_evaluations=request.num_steps)
-            await asyncio.sleep(0)
-        yield Denoised(latents=np.stack([self._latents(request, row) for row in range(len(request.seeds))]))
+        try:
+            while (position := int(state.position.min())) < request.num_steps:
+                if self.turnstile is not None:
+                    await self.turnstile.acquire()
+                state = self._evaluate(request, state)
+                position += 1
+                yield Progress(position=position, num_evaluations=request.num_steps)
+                if request.progress_every and position % request.progress_every == 0 and position < request.num_steps:
+                    yield State(state=state, predicted_original=state.latents / 2 if request.previews else None)
+                await asyncio.sleep(0)
+            yield Denoised(latents=state.latents)
+        finally:
+            self.ended.set()
 
-    def _latents(self, request: DenoiseRequest, row: int) -> np.ndarray:
-        side = self.profile.downsampling
-        shape = (request.height // side, request.width // side, self.profile.latent_channels)
-        noise = np.random.default_rng(int(request.seeds[row])).standard_normal(shape, np.float32)
+    def _shape(self, request: DenoiseRequest) -> tuple[int, int, int]:
+        return self.profile.latents_shape(request.width, request.height)
+
+    def _num_arrays(self, request: DenoiseRequest) -> int:
+        """The first sampler keeps nothing, the others one array."""
+        return min(1, self.profile.samplers.index(request.sampler))
+
+    def _state_key(self, request: DenoiseRequest) -> str:
+        parts = (self.profile.weights_digest, request.sampler, request.num_steps, request.guidance_scale, len(request.seeds))
+        return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+    def _initial(self, request: DenoiseRequest) -> DenoiseState:
+        rows, shape = len(request.seeds), self._shape(request)
+        latents = np.stack([np.random.default_rng(int(seed)).standard_normal(shape, np.float32) for seed in request.seeds])
         if request.initial_noise is not None:
-            noise = request.initial_noise[row % len(request.initial_noise)]
+            latents = np.ascontiguousarray(np.broadcast_to(request.initial_noise, (rows, *shape)))
+        return DenoiseState(
+            latents=latents,
+            sampler_state=np.zeros((rows, self._num_arrays(request), *shape), np.float32),
+            position=np.zeros(rows, np.int32),
+            state_key=self._state_key(request),
+        )
+
+    def _resumed(self, request: DenoiseRequest, state: DenoiseState) -> DenoiseState:
+        if state.state_key != self._state_key(request):
+            raise Conflict("the state belongs to another plan", param="state_key")
+        initial = self._initial(request)
+        for name in ("latents", "sampler_state", "position"):
+            array, expected = getattr(state, name), getattr(initial, name)
+            if array.shape != expected.shape:
+                raise InvalidValue(f"{name} must be {expected.shape}, not {array.shape}", param=name)
+        if not 0 <= state.position.min() <= state.position.max() <= request.num_steps:
+            raise InvalidValue(f"position must be 0..{request.num_steps}", param="position")
+        return state
+
+    def _evaluate(self, request: DenoiseRequest, state: DenoiseState) -> DenoiseState:
+        self.evaluations += 1
+        latents = state.latents + np.float32(0.1) * state.sampler_state.sum(axis=1)
+        for row in range(len(latents)):
+            latents[row] += self._colour(request, row) / request.num_steps
+        kept = np.repeat(state.latents[:, None], self._num_arrays(request), axis=1)
+        return replace(state, latents=latents.astype(np.float32), sampler_state=kept, position=state.position + np.int32(1))
+
+    def _colour(self, request: DenoiseRequest, row: int) -> np.float32:
         colour = request.context[row % len(request.context)].mean()
         if request.unconditional_context is not None:
             colour -= request.unconditional_context[row % len(request.unconditional_context)].mean()
-        colour *= np.float32(request.guidance_scale + request.num_steps + self.profile.samplers.index(request.sampler))
-        return (noise + colour).astype(np.float32)
+        return colour * np.float32(request.guidance_scale + request.num_steps + self.profile.samplers.index(request.sampler))
 
 
 class FakeDecoder(FakeStage[DecodeRequest]):

@@ -171,12 +171,16 @@ async def test_all_in_one_starts_its_stages_and_closes_them() -> None:
     assert all(stage.closed for stage in (stages.text_encoder, stages.diffusion, stages.decoder))
 
 
-async def test_progress_tells_each_stage_even_where_a_remote_one_tells_nothing() -> None:
+async def test_progress_tells_every_evaluation_of_a_remote_stage() -> None:
     async with remote_client(Network(Stages())) as client:
-        response = await client.post("/generate", json=BODY, headers={"Accept": "text/event-stream"})
-    assert [(name, data.get("stage")) for name, data in events_of(response.text)] == [
-        ("progress", "text_encoder"),
-        ("progress", "diffusion"),
-        ("progress", "decoder"),
-        ("completed", None),
+        response = await client.post("/generate", json={**BODY, "num_steps": 3}, headers={"Accept": "text/event-stream"})
+    events = [(name, data.get("stage"), data.get("position")) for name, data in events_of(response.text)]
+    assert events == [
+        ("progress", "text_encoder", None),
+        ("progress", "diffusion", None),
+        ("progress", "diffusion", 1),
+        ("progress", "diffusion", 2),
+        ("progress", "diffusion", 3),
+        ("progress", "decoder", None),
+        ("completed", None, None),
     ]

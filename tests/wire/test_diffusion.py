@@ -8,9 +8,11 @@ import pytest
 
 from tests.fakes import DIFFUSION
 from tests.wire.passage import CONTEXT, LATENTS, assert_same, back_over_the_wire, over_the_wire
-from triptych.contract import Denoised, DenoiseRequest
-from triptych.errors import InvalidValue, NotSupported
+from triptych.contract import Denoised, DenoiseEvent, DenoiseRequest, DenoiseState, Progress, State
+from triptych.errors import InvalidValue, MalformedRequest
 from triptych.wire import diffusion
+from triptych.wire.frames import encode_frame, error_frame
+from triptych.wire.metadata import ModelMetadata
 from triptych.wire.open_inference import InferRequest, InferResponse
 
 DENOISE = DenoiseRequest(
@@ -24,6 +26,12 @@ DENOISE = DenoiseRequest(
     guidance_scale=7.5,
     initial_noise=LATENTS,
 )
+
+
+def state_of(n: int) -> DenoiseState:
+    """The state of two rows of which one is ahead, and of a sampler that keeps n arrays."""
+    arrays = np.linspace(0, 1, 2 * n * 8 * 12 * 4, dtype=np.float32).reshape(2, n, 8, 12, 4)
+    return DenoiseState(latents=LATENTS, sampler_state=arrays, position=np.array([3, 4], np.int32), state_key="k" * 64)
 
 
 @pytest.mark.parametrize(
@@ -89,22 +97,99 @@ def test_a_denoising_that_does_not_fit_is_refused(inputs: Any, parameters: Any, 
         diffusion.read_request(InferRequest(inputs=tensors, parameters={**written.parameters, **parameters}), DIFFUSION)
 
 
+@pytest.mark.parametrize("n", [0, 1, 3])
+def test_a_state_to_resume_from_arrives(n: int) -> None:
+    request = replace(DENOISE, resume=state_of(n), progress_every=5, previews=True)
+    read = diffusion.read_request(over_the_wire(diffusion.write_request(request)), DIFFUSION)
+    assert read.resume is not None
+    assert_same(read.resume, state_of(n))
+    assert (read.progress_every, read.previews) == (5, True)
+
+
+@pytest.mark.parametrize("missing", ["latents", "sampler_state", "position", "state_key"])
+def test_half_a_state_is_none(missing: str) -> None:
+    written = diffusion.write_request(replace(DENOISE, resume=state_of(1)))
+    inputs, parameters = dict(written.inputs), dict(written.parameters)
+    (parameters if missing == "state_key" else inputs).pop(missing)
+    with pytest.raises(InvalidValue, match=f"to resume takes latents, sampler_state, position, state_key; {missing} is missing"):
+        diffusion.read_request(InferRequest(inputs=inputs, parameters=parameters), DIFFUSION)
+
+
 @pytest.mark.parametrize(
     ("inputs", "parameters", "sentence"),
     [
-        ({"sampler_state": LATENTS}, {}, "the input sampler_state is for resuming, which is not supported"),
-        ({"position": np.zeros(2, np.int32)}, {}, "the input position is for resuming"),
-        ({"latents": LATENTS}, {}, "the input latents is for resuming"),
-        ({}, {"progress_every": 1}, "the parameter progress_every is not supported"),
-        ({}, {"previews": True}, "the parameter previews is not supported"),
-        ({}, {"state_key": "k"}, "the parameter state_key is not supported"),
+        ({"position": np.zeros(2, np.int64)}, {}, "position must be INT32, not INT64"),
+        ({"position": np.zeros((2, 1), np.int32)}, {}, r"position must have the shape \[-1\], not \[2, 1\]"),
+        ({"latents": LATENTS[..., :3]}, {}, "latents must have the shape"),
+        ({"latents": np.full_like(LATENTS, np.inf)}, {}, "latents has values that are NaN or infinite"),
+        ({"sampler_state": LATENTS}, {}, "sampler_state must have the shape"),
+        ({"sampler_state": np.zeros((0, 1, 8, 12, 4), np.float32)}, {}, "sampler_state is empty"),
+        ({"sampler_state": np.full((2, 1, 8, 12, 4), np.nan, np.float32)}, {}, "sampler_state has values that are NaN"),
+        ({}, {"state_key": 7}, "state_key must be a text of at most 64 characters"),
+        ({}, {"progress_every": 0}, "progress_every must be a whole number from 1"),
+        ({}, {"previews": 1}, "previews must be true or false"),
     ],
 )
-def test_frames_and_resuming_come_later(inputs: Any, parameters: Any, sentence: str) -> None:
-    written = diffusion.write_request(DENOISE)
+def test_a_state_that_is_none_is_refused(inputs: Any, parameters: Any, sentence: str) -> None:
+    written = diffusion.write_request(replace(DENOISE, resume=state_of(1)))
     request = replace(written, inputs={**written.inputs, **inputs}, parameters={**written.parameters, **parameters})
-    with pytest.raises(NotSupported, match=sentence):
+    with pytest.raises(InvalidValue, match=sentence):
         diffusion.read_request(request, DIFFUSION)
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        Progress(position=3, num_evaluations=20),
+        State(state=state_of(0)),
+        State(state=state_of(3), predicted_original=LATENTS),
+        Denoised(latents=LATENTS),
+    ],
+)
+def test_what_a_denoising_tells_arrives(event: DenoiseEvent) -> None:
+    content = encode_frame(diffusion.write_event(event))
+    (frame,) = diffusion.frame_reader(DENOISE, DIFFUSION).feed(content)
+    read = diffusion.read_event(frame, DENOISE)
+    if isinstance(event, State) and isinstance(read, State):
+        assert_same(read.state, event.state)
+        assert (read.predicted_original is None) == (event.predicted_original is None)
+    else:
+        assert_same(read, event)
+
+
+@pytest.mark.parametrize(
+    ("event", "sentence"),
+    [
+        (Progress(position=21, num_evaluations=20), "position from 0 to num_evaluations"),
+        (Progress(position=True, num_evaluations=20), "position from 0 to num_evaluations"),
+        (State(state=replace(state_of(0), state_key="")), "must have a state_key"),
+        (State(state=replace(state_of(0), state_key="k" * 65)), "must have a state_key"),
+        (State(state=replace(state_of(0), latents=np.full_like(LATENTS, np.nan))), "latents has values that are NaN"),
+        (
+            State(state=state_of(0), predicted_original=np.full_like(LATENTS, np.nan)),
+            "predicted_original has values that are NaN",
+        ),
+        (State(state=replace(state_of(0), latents=LATENTS[:1])), r"latents must have the shape \[2, 8, 12, 4\], not \[1, 8"),
+        (State(state=state_of(18)), "bytes, at most"),
+        (Denoised(latents=LATENTS[:, :4]), r"latents must have the shape \[2, 8, 12, 4\], not \[2, 4"),
+    ],
+)
+def test_frames_of_another_denoising_are_refused(event: DenoiseEvent, sentence: str) -> None:
+    content = encode_frame(diffusion.write_event(event))
+    with pytest.raises((MalformedRequest, InvalidValue), match=sentence):
+        [diffusion.read_event(frame, DENOISE) for frame in diffusion.frame_reader(DENOISE, DIFFUSION).feed(content)]
+
+
+def test_an_error_is_no_event() -> None:
+    with pytest.raises(MalformedRequest, match="of the kind error tells nothing"):
+        diffusion.read_event(error_frame(InvalidValue("no"), model_name="diffusion"), DENOISE)
+
+
+def test_metadata_say_that_there_are_frames() -> None:
+    metadata = diffusion.to_metadata(DIFFUSION)
+    assert diffusion.offers_frames(ModelMetadata.from_json(metadata.to_json()))
+    assert not diffusion.offers_frames(replace(metadata, parameters={**metadata.parameters, "frames": "no"}))
+    assert {spec.name for spec in metadata.inputs} >= {"latents", "sampler_state", "position"}
 
 
 def test_metadata_says_who_it_is() -> None:

@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import replace
 
 import httpx2
 
@@ -13,17 +15,18 @@ from triptych.contract import (
     Decoded,
     DecodeRequest,
     DecoderIdentity,
-    Denoised,
+    DenoiseEvent,
     DenoiseRequest,
     DiffusionIdentity,
     Encoded,
     EncodeRequest,
-    Progress,
     StageName,
     TextEncoderIdentity,
 )
+from triptych.errors import StageError
 from triptych.remote.connection import StageConnection
 from triptych.wire import decoder, diffusion, text_encoder
+from triptych.wire.metadata import ModelMetadata
 
 
 class RemoteTextEncoder:
@@ -49,16 +52,47 @@ class RemoteDiffusion:
     def __init__(self, url: str, *, token: str | None = None, client: httpx2.AsyncClient) -> None:
         self._stage = StageConnection(StageName.DIFFUSION, url, token=token, client=client)
 
-    async def identity(self) -> DiffusionIdentity:
-        metadata = await self._stage.metadata(diffusion.MODEL)
-        with self._stage.blame():
-            return diffusion.from_metadata(metadata)
+        self._metadata: ModelMetadata | None = None
 
-    async def denoise(
-        self, request: DenoiseRequest, *, deadline: float | None = None
-    ) -> AsyncGenerator[Progress | Denoised, None]:
-        """One answer, without progress on the way: a plain `infer` has none."""
-        response = await self._stage.infer(diffusion.MODEL, diffusion.write_request(request), deadline=deadline)
+    async def identity(self) -> DiffusionIdentity:
+        self._metadata = await self._stage.metadata(diffusion.MODEL)
+        with self._stage.blame():
+            return diffusion.from_metadata(self._metadata)
+
+    async def denoise(self, request: DenoiseRequest, *, deadline: float | None = None) -> AsyncGenerator[DenoiseEvent, None]:
+        """See `contract.Diffusion.denoise`. A stage that offers no frames gives one answer, without progress on the way.
+
+        Closing the iterator closes the connection, which ends the denoising before its next evaluation.
+        """
+        try:
+            if self._metadata is None:
+                self._metadata = await self._stage.metadata(diffusion.MODEL, deadline=deadline)
+            events = self._in_frames if diffusion.offers_frames(self._metadata) else self._at_once
+            async with aclosing(events(request, self._metadata, deadline)) as told:
+                async for event in told:
+                    yield event
+        except StageError:
+            # Another stage may be at this address by the next time.
+            self._metadata = None
+            raise
+
+    async def _in_frames(
+        self, request: DenoiseRequest, metadata: ModelMetadata, deadline: float | None
+    ) -> AsyncGenerator[DenoiseEvent, None]:
+        with self._stage.blame():
+            reader = diffusion.frame_reader(request, diffusion.from_metadata(metadata))
+        asked = self._stage.infer_in_frames(diffusion.MODEL, diffusion.write_request(request), reader=reader, deadline=deadline)
+        async with aclosing(asked) as frames:
+            async for frame in frames:
+                with self._stage.blame():
+                    event = diffusion.read_event(frame, request)
+                yield event
+
+    async def _at_once(
+        self, request: DenoiseRequest, metadata: ModelMetadata, deadline: float | None
+    ) -> AsyncGenerator[DenoiseEvent, None]:
+        plain = diffusion.write_request(replace(request, progress_every=None, previews=False))
+        response = await self._stage.infer(diffusion.MODEL, plain, deadline=deadline)
         with self._stage.blame():
             denoised = diffusion.read_response(response, request)
         yield denoised

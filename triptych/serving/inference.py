@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import ExitStack, aclosing
 from dataclasses import replace
 from importlib.metadata import version as version_of
 
@@ -22,22 +23,23 @@ from triptych.errors import (
 from triptych.serving.auth import Guard
 from triptych.serving.places import Places
 from triptych.serving.presence import cancelled_at, cancelled_when_the_client_leaves
-from triptych.serving.served_models import ServedModel
+from triptych.serving.served_models import FramedModel, ServedModel
 from triptych.serving.settings import StageSettings
+from triptych.serving.streams import Stream
 from triptych.wire.bodies import read_bounded
+from triptych.wire.datatypes import Array
 from triptych.wire.deadlines import read_deadline
+from triptych.wire.frames import MEDIA_TYPE, Frame, encode_frame, error_frame
 from triptych.wire.metadata import TensorSpec, check_outputs, is_finite, raw_request
 from triptych.wire.open_inference import (
     VERSION,
     InferRequest,
-    InferResponse,
     decode_request,
     encode_response,
     quoted,
     read_header_length,
 )
 
-FRAMES_MEDIA_TYPE = "application/vnd.triptych.frames"
 EXTENSIONS = ("binary_tensor_data",)
 
 
@@ -93,7 +95,10 @@ def _model_router(models: Mapping[str, ServedModel], settings: StageSettings) ->
     @router.post("/v2/models/{model}/versions/{version}/infer")
     async def infer(request: Request, model: str, version: str = VERSION) -> Response:
         served = _find(models, model, version)
-        with places.take():
+        with ExitStack() as place:
+            place.enter_context(places.take())
+            if _wants_frames(request.headers):
+                return await _infer_in_frames(served, request, settings, place)
             return await _infer(served, request, settings)
 
     return router
@@ -128,14 +133,55 @@ async def _infer(model: ServedModel, request: Request, settings: StageSettings) 
         wanted = await _read_request(model, request, settings)
         async with cancelled_when_the_client_leaves(request.receive):
             response = await model.infer(wanted, deadline=deadline)
-    return _respond(model, wanted, response)
+    outputs = {name: array for name, array in response.outputs.items() if wanted.wants(name)}
+    _check_finite(model, outputs)
+    body = encode_response(replace(response, id=wanted.id, outputs=outputs), is_binary=wanted.wants_binary)
+    return Response(body.content, headers=body.headers)
+
+
+async def _infer_in_frames(model: ServedModel, request: Request, settings: StageSettings, place: ExitStack) -> Response:
+    """The inference begins when the response does, and keeps its place until that has ended."""
+    _check_headers(request.headers)
+    if not isinstance(model, FramedModel):
+        raise NotSupported(f"{model.name} does not answer in frames: leave them out of Accept")
+    deadline = read_deadline(request.headers, longest_seconds=settings.request_timeout_seconds)
+    async with cancelled_at(deadline, stage=model.stage_name):
+        wanted = await _read_request(model, request, settings)
+    return Stream(_frames(model, wanted, request, deadline), media_type=MEDIA_TYPE, held=place.pop_all())
+
+
+async def _frames(model: FramedModel, wanted: InferRequest, request: Request, deadline: float) -> AsyncGenerator[bytes, None]:
+    """Frames as bytes. An error is one too, but not the first: until then it can have a status."""
+    begun = False
+    try:
+        async with aclosing(model.frames(wanted, deadline=deadline)) as frames:
+            while True:
+                async with cancelled_at(deadline, stage=model.stage_name):
+                    frame = await anext(frames, None)
+                if frame is None:
+                    return
+                _check_finite(model, frame.response.outputs)
+                begun = True
+                yield encode_frame(_named(frame, wanted))
+    except TriptychError as error:
+        if not begun:
+            raise
+        request.state.error = error
+        yield encode_frame(_named(error_frame(error, model_name=model.name), wanted))
+
+
+def _named(frame: Frame, request: InferRequest) -> Frame:
+    return replace(frame, response=replace(frame.response, id=request.id))
+
+
+def _wants_frames(headers: Headers) -> bool:
+    kinds = (kind.partition(";")[0].strip().lower() for accept in headers.getlist("Accept") for kind in accept.split(","))
+    return MEDIA_TYPE in kinds
 
 
 def _check_headers(headers: Headers) -> None:
     if headers.get("Content-Encoding", "identity") != "identity":
         raise UnsupportedMediaType("a compressed body is not read: tensors hardly compress")
-    if FRAMES_MEDIA_TYPE in headers.get("Accept", ""):
-        raise NotSupported("answers in frames are not supported by this version: leave them out of Accept")
 
 
 async def _read_request(model: ServedModel, request: Request, settings: StageSettings) -> InferRequest:
@@ -159,9 +205,6 @@ def _check_rows(request: InferRequest, specs: Sequence[TensorSpec], most: int) -
             raise InvalidValue(f"{spec.name} has {len(array)} rows; this service takes {most}", param=spec.name)
 
 
-def _respond(model: ServedModel, request: InferRequest, response: InferResponse) -> Response:
-    outputs = {name: array for name, array in response.outputs.items() if request.wants(name)}
+def _check_finite(model: ServedModel, outputs: Mapping[str, Array]) -> None:
     if not all(map(is_finite, outputs.values())):
         raise StageFailed(f"the {model.stage_name} stage computed NaN or infinity", stage=model.stage_name)
-    body = encode_response(replace(response, id=request.id, outputs=outputs), is_binary=request.wants_binary)
-    return Response(body.content, headers=body.headers)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
-from triptych.contract import Decoder, Denoised, Diffusion, StageName, TextEncoder
-from triptych.errors import StageFailed
+from triptych.contract import Decoder, Denoised, DenoiseEvent, DenoiseRequest, Diffusion, StageName, TextEncoder
+from triptych.errors import InvalidValue, StageFailed
 from triptych.wire import decoder, diffusion, text_encoder
+from triptych.wire.frames import MEDIA_TYPE, Frame
 from triptych.wire.metadata import ModelMetadata
 from triptych.wire.open_inference import InferRequest, InferResponse
 
@@ -29,6 +31,14 @@ class ServedModel(Protocol):
 
     async def infer(self, request: InferRequest, *, deadline: float) -> InferResponse:
         """One inference. Raises what the stage's Protocol says, and InvalidValue where the request does not fit."""
+
+
+@runtime_checkable
+class FramedModel(ServedModel, Protocol):
+    """A model that tells how far an inference is."""
+
+    def frames(self, request: InferRequest, *, deadline: float) -> AsyncGenerator[Frame, None]:
+        """The frames of one inference, the last one its result. Raises what `infer` raises."""
 
 
 @dataclass(frozen=True)
@@ -60,12 +70,34 @@ class DiffusionModel:
 
     async def infer(self, request: InferRequest, *, deadline: float) -> InferResponse:
         denoise = diffusion.read_request(request, await self.stage.identity())
-        denoised = None
-        async for event in self.stage.denoise(denoise, deadline=deadline):
-            denoised = event if isinstance(event, Denoised) else None
-        if denoised is None:
-            raise StageFailed("the diffusion stage ended without a result", stage=self.stage_name)
+        for name, value in (("progress_every", denoise.progress_every), ("previews", denoise.previews)):
+            if value:
+                raise InvalidValue(f"{name} is for answers in frames: ask for them with Accept: {MEDIA_TYPE}", param=name)
+        async with aclosing(self._events(denoise, deadline)) as events:
+            async for event in events:
+                if isinstance(event, Denoised):
+                    denoised = event
         return diffusion.write_response(denoised)
+
+    async def frames(self, request: InferRequest, *, deadline: float) -> AsyncGenerator[Frame, None]:
+        denoise = diffusion.read_request(request, await self.stage.identity())
+        async with aclosing(self._events(denoise, deadline)) as events:
+            async for event in events:
+                yield diffusion.write_event(event)
+
+    async def _events(self, request: DenoiseRequest, deadline: float) -> AsyncGenerator[DenoiseEvent, None]:
+        """What the stage tells, with a result at the end."""
+        event: DenoiseEvent | None = None
+        events = self.stage.denoise(request, deadline=deadline)
+        try:
+            async for event in events:
+                yield event
+        finally:
+            # Here and not whenever it is collected: this is what cancels a denoising.
+            if isinstance(events, AsyncGenerator):
+                await events.aclose()
+        if not isinstance(event, Denoised):
+            raise StageFailed("the diffusion stage ended without a result", stage=self.stage_name)
 
 
 @dataclass(frozen=True)

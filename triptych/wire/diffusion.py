@@ -1,16 +1,19 @@
-"""The diffusion stage on the wire: contexts and seeds to `latents` FP32 [B, H/8, W/8, C]."""
+"""The diffusion stage on the wire: contexts and seeds to `latents` FP32 [B, H/8, W/8, C], at once or in frames."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Mapping
+from typing import Any, assert_never
 
-from triptych.contract import Denoised, DenoiseRequest, DiffusionIdentity
-from triptych.errors import NotSupported
+from triptych.contract import Denoised, DenoiseEvent, DenoiseRequest, DenoiseState, DiffusionIdentity, Progress, State
+from triptych.errors import InvalidValue, MalformedRequest
 from triptych.wire.datatypes import Array
+from triptych.wire.frames import Frame, FrameReader, Kind
 from triptych.wire.identities import from_parameters, to_parameters
 from triptych.wire.metadata import ANY, ModelMetadata, TensorSpec, check_inputs, take_output
-from triptych.wire.open_inference import InferRequest, InferResponse, RequestedOutput
-from triptych.wire.parameters import Parameters
+from triptych.wire.open_inference import InferRequest, InferResponse, RequestedOutput, Scalar
+from triptych.wire.parameters import MAX_TEXT_CHARACTERS, Parameters
 
 MODEL = "diffusion"
 
@@ -18,22 +21,33 @@ MAX_NUM_STEPS = 1000
 MAX_GUIDANCE_SCALE = 100.0
 MAX_SIDE = 8192
 
-# A denoising that stops half-way and goes on elsewhere is part of the protocol's design, not yet of this version.
+MAX_EVALUATIONS = 2**20
+"""More than any plan has: some samplers evaluate a step more than once."""
+
+MAX_STATE_ARRAYS = 16
+"""More than any sampler keeps between two evaluations."""
+
+FRAMES_PARAMETER = "frames"
+"""What metadata say of a model that answers in frames."""
+
 _INPUTS_TO_RESUME = ("latents", "sampler_state", "position")
-_PARAMETERS_OF_FRAMES = ("progress_every", "previews", "state_key")
 
 
 def to_metadata(identity: DiffusionIdentity) -> ModelMetadata:
     return ModelMetadata(
         name=MODEL,
         inputs=_inputs(identity),
-        outputs=(TensorSpec(name="latents", datatype="FP32", shape=_latents(identity)),),
-        parameters=to_parameters(identity),
+        outputs=(TensorSpec(name="latents", datatype="FP32", shape=(ANY, ANY, ANY, identity.latent_channels)),),
+        parameters={**to_parameters(identity), FRAMES_PARAMETER: True},
     )
 
 
 def from_metadata(metadata: ModelMetadata) -> DiffusionIdentity:
     return from_parameters(DiffusionIdentity, metadata.parameters)
+
+
+def offers_frames(metadata: ModelMetadata) -> bool:
+    return metadata.parameters.get(FRAMES_PARAMETER) is True
 
 
 def write_request(request: DenoiseRequest) -> InferRequest:
@@ -43,15 +57,21 @@ def write_request(request: DenoiseRequest) -> InferRequest:
         "seed": request.seeds,
         "initial_noise": request.initial_noise,
     }
+    parameters: dict[str, Scalar | None] = {
+        "num_steps": request.num_steps,
+        "guidance_scale": request.guidance_scale,
+        "sampler": request.sampler,
+        "width": request.width,
+        "height": request.height,
+        "progress_every": request.progress_every,
+        "previews": request.previews or None,
+    }
+    if request.resume is not None:
+        inputs |= _tensors_of(request.resume)
+        parameters["state_key"] = request.resume.state_key
     return InferRequest(
         inputs={name: array for name, array in inputs.items() if array is not None},
-        parameters={
-            "num_steps": request.num_steps,
-            "guidance_scale": request.guidance_scale,
-            "sampler": request.sampler,
-            "width": request.width,
-            "height": request.height,
-        },
+        parameters={name: value for name, value in parameters.items() if value is not None},
         outputs=(RequestedOutput(name="latents"),),
     )
 
@@ -60,12 +80,10 @@ def read_request(request: InferRequest, identity: DiffusionIdentity) -> DenoiseR
     """What is asked for; parameters that are absent have the model's own defaults. `contract.check_denoise` is the stage's part.
 
     Raises:
-        InvalidValue: A tensor or parameter is not what the metadata says.
-        NotSupported: It asks for frames, or to resume.
+        InvalidValue: A tensor or parameter is not what the metadata says, or a state is not complete.
     """
-    _refuse_to_resume(request.inputs)
     check_inputs(request.inputs, _inputs(identity))
-    parameters = Parameters(request.parameters, later=_PARAMETERS_OF_FRAMES)
+    parameters = Parameters(request.parameters)
     width, height = identity.sizes[0]
     denoise = DenoiseRequest(
         context=request.inputs["context"],
@@ -79,6 +97,9 @@ def read_request(request: InferRequest, identity: DiffusionIdentity) -> DenoiseR
             "guidance_scale", default=identity.default_guidance_scale, minimum=0, maximum=MAX_GUIDANCE_SCALE
         ),
         initial_noise=request.inputs.get("initial_noise"),
+        progress_every=parameters.optional_integer("progress_every", minimum=1, maximum=MAX_EVALUATIONS),
+        previews=parameters.flag("previews", default=False),
+        resume=_read_state(request.inputs, parameters.text("state_key", default="")),
     )
     parameters.finish()
     return denoise
@@ -95,21 +116,115 @@ def read_response(response: InferResponse, request: DenoiseRequest) -> Denoised:
     return Denoised(latents=take_output(response.outputs, spec))
 
 
+# Frames
+
+
+def write_event(event: DenoiseEvent) -> Frame:
+    """The frame of what a denoising tells on its way."""
+    match event:
+        case Progress():
+            parameters: dict[str, Scalar] = {"position": event.position, "num_evaluations": event.num_evaluations}
+            return Frame(kind=Kind.PROGRESS, response=InferResponse(model_name=MODEL, outputs={}, parameters=parameters))
+        case State():
+            outputs = _tensors_of(event.state)
+            if event.predicted_original is not None:
+                outputs["predicted_original"] = event.predicted_original
+            parameters = {"state_key": event.state.state_key}
+            return Frame(kind=Kind.STATE, response=InferResponse(model_name=MODEL, outputs=outputs, parameters=parameters))
+        case Denoised():
+            return Frame(kind=Kind.RESULT, response=write_response(event))
+        case _:
+            assert_never(event)
+
+
+def frame_reader(request: DenoiseRequest, identity: DiffusionIdentity) -> FrameReader:
+    """A reader of the frames that answer a request: it takes the tensors that this request has, and nothing else."""
+    rows, shape = len(request.seeds), identity.latents_shape(request.width, request.height)
+    outputs = {
+        Kind.STATE: (*_state(rows, shape), _predicted_original(rows, shape)),
+        Kind.RESULT: (TensorSpec(name="latents", datatype="FP32", shape=(rows, *shape)),),
+    }
+    arrays_of_a_row = MAX_STATE_ARRAYS + 2
+    return FrameReader(outputs, limit=rows * (4 * math.prod(shape) * arrays_of_a_row + 4))
+
+
+def read_event(frame: Frame, request: DenoiseRequest) -> DenoiseEvent:
+    """What a frame, other than that of an error, tells.
+
+    Raises:
+        MalformedRequest, InvalidValue: It tells nothing that can be.
+    """
+    match frame.kind:
+        case Kind.PROGRESS:
+            return _read_progress(frame.response)
+        case Kind.STATE:
+            return _read_state_of_response(frame.response, len(request.seeds))
+        case Kind.RESULT:
+            return read_response(frame.response, request)
+        case _:
+            raise MalformedRequest(f"a frame of the kind {frame.kind} tells nothing of a denoising")
+
+
+def _read_progress(response: InferResponse) -> Progress:
+    position, num_evaluations = (response.parameters.get(name) for name in ("position", "num_evaluations"))
+    # type() and not isinstance(): JSON's true is no number of evaluations.
+    if type(position) is not int or type(num_evaluations) is not int or not 0 <= position <= num_evaluations:
+        raise MalformedRequest("the progress of a frame must be a position from 0 to num_evaluations")
+    return Progress(position=position, num_evaluations=num_evaluations)
+
+
+def _read_state_of_response(response: InferResponse, rows: int) -> State:
+    state_key = response.parameters.get("state_key")
+    if not isinstance(state_key, str) or not 0 < len(state_key) <= MAX_TEXT_CHARACTERS:
+        raise MalformedRequest("the state of a frame must have a state_key")
+    shape = (ANY, ANY, ANY)
+    latents, sampler_state, position = (take_output(response.outputs, spec) for spec in _state(rows, shape))
+    predicted_original = None
+    if "predicted_original" in response.outputs:
+        predicted_original = take_output(response.outputs, _predicted_original(rows, shape))
+    state = DenoiseState(latents=latents, sampler_state=sampler_state, position=position, state_key=state_key)
+    return State(state=state, predicted_original=predicted_original)
+
+
+# Tensors
+
+
+def _tensors_of(state: DenoiseState) -> dict[str, Array]:
+    return {"latents": state.latents, "sampler_state": state.sampler_state, "position": state.position}
+
+
+def _read_state(tensors: Mapping[str, Array], state_key: str) -> DenoiseState | None:
+    """The state that a request resumes from; None where it has no part of one."""
+    parts: dict[str, Any] = {**{name: tensors.get(name) for name in _INPUTS_TO_RESUME}, "state_key": state_key or None}
+    missing = [name for name, part in parts.items() if part is None]
+    if len(missing) == len(parts):
+        return None
+    if missing:
+        raise InvalidValue(f"to resume takes {', '.join(parts)}; {missing[0]} is missing", param=missing[0])
+    return DenoiseState(**parts)
+
+
 def _inputs(identity: DiffusionIdentity) -> tuple[TensorSpec, ...]:
     context = (ANY, identity.context_length, identity.context_width)
+    latents = (ANY, ANY, identity.latent_channels)
     return (
         TensorSpec(name="context", datatype="FP32", shape=context),
         TensorSpec(name="unconditional_context", datatype="FP32", shape=context, optional=True),
         TensorSpec(name="seed", datatype="UINT64", shape=(ANY,)),
-        TensorSpec(name="initial_noise", datatype="FP32", shape=_latents(identity), optional=True),
+        TensorSpec(name="initial_noise", datatype="FP32", shape=(ANY, *latents), optional=True),
+        *_state(ANY, latents, optional=True),
     )
 
 
-def _latents(identity: DiffusionIdentity) -> tuple[int, ...]:
-    return (ANY, ANY, ANY, identity.latent_channels)
+def _state(rows: int, latents: tuple[int, ...], *, optional: bool = False) -> tuple[TensorSpec, ...]:
+    """The tensors of a state; `latents` is the shape of a row's."""
+    return (
+        TensorSpec(name="latents", datatype="FP32", shape=(rows, *latents), optional=optional),
+        # Some samplers keep nothing.
+        TensorSpec(name="sampler_state", datatype="FP32", shape=(rows, ANY, *latents), optional=optional, may_be_empty=True),
+        TensorSpec(name="position", datatype="INT32", shape=(rows,), optional=optional),
+    )
 
 
-def _refuse_to_resume(names: Iterable[str]) -> None:
-    for name in names:
-        if name in _INPUTS_TO_RESUME:
-            raise NotSupported(f"the input {name} is for resuming, which is not supported by this version", param=name)
+def _predicted_original(rows: int, latents: tuple[int, ...]) -> TensorSpec:
+    return TensorSpec(name="predicted_original", datatype="FP32", shape=(rows, *latents), optional=True)

@@ -18,12 +18,17 @@ ANY = -1
 
 @dataclass(frozen=True, kw_only=True)
 class TensorSpec:
-    """One tensor of a model. -1 stands for a dimension that varies, the first one being the rows."""
+    """One tensor of a model. -1 stands for a dimension that varies, the first one being the rows.
+
+    Attributes:
+        may_be_empty: Whether it may have rows of no elements. Metadata do not say it: the protocol has no word for it.
+    """
 
     name: str
     datatype: str
     shape: tuple[int, ...]
     optional: bool = False
+    may_be_empty: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,12 +112,21 @@ def check_tensor(array: Array, spec: TensorSpec) -> None:
     """
     if (datatype := datatype_of(array)) != spec.datatype:
         raise InvalidValue(f"{spec.name} must be {spec.datatype}, not {datatype}", param=spec.name)
-    if not _fits(array.shape, spec.shape):
-        raise InvalidValue(f"{spec.name} must have the shape {list(spec.shape)}, not {list(array.shape)}", param=spec.name)
-    if array.size == 0:
+    check_shape(array.shape, spec)
+    if array.size == 0 and not (spec.may_be_empty and len(array)):
         raise InvalidValue(f"{spec.name} is empty", param=spec.name)
     if not is_finite(array):
         raise InvalidValue(f"{spec.name} has values that are NaN or infinite", param=spec.name)
+
+
+def check_shape(shape: Sequence[int], spec: TensorSpec) -> None:
+    """Refuses another shape than the model's.
+
+    Raises:
+        InvalidValue: The sentence says what is allowed.
+    """
+    if not _fits(shape, spec.shape):
+        raise InvalidValue(f"{spec.name} must have the shape {list(spec.shape)}, not {list(shape)}", param=spec.name)
 
 
 def is_finite(array: Array) -> bool:

@@ -15,6 +15,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, TypeAlias
 
 from triptych.errors import MalformedRequest, NotSupported
@@ -106,18 +107,25 @@ def encode_request(request: InferRequest) -> Body:
     return _join(header, blobs)
 
 
-def encode_response(response: InferResponse, *, is_binary: Callable[[str], bool] = lambda _: True) -> Body:
+def encode_response(
+    response: InferResponse,
+    *,
+    is_binary: Callable[[str], bool] = lambda _: True,
+    fields: Mapping[str, Any] = MappingProxyType({}),
+) -> Body:
     """A response.
 
     Args:
         response: What to answer.
         is_binary: Whether an output, by name, was asked for as binary data.
+        fields: More for the header.
 
     Raises:
         InvalidValue: An output that was asked for as JSON has no JSON form.
     """
     tensors, blobs = _write_tensors(response.outputs, is_binary=is_binary)
     header: dict[str, Any] = {
+        **fields,
         "model_name": response.model_name,
         "model_version": response.model_version,
         "id": response.id,
@@ -156,14 +164,37 @@ def decode_response(content: bytes, header_length: int | None) -> InferResponse:
         MalformedRequest, TooLarge, NotSupported: It is no response that could be read; one sentence says why.
     """
     header, blobs = _split(content, header_length, what="the response")
-    fields = _Fields(header, "the response", None)
-    return InferResponse(
-        model_name=fields.need("model_name", str),
-        model_version=fields.get("model_version", str, None),
-        id=fields.get("id", str, None),
-        parameters=_read_parameters(fields.get("parameters", dict, {}), "the response"),
-        outputs=_read_tensors(fields.need("outputs", list), blobs, kind="output"),
-    )
+    _Fields(header, "the response", None).need("outputs", list)
+    return _read_response(header, blobs)
+
+
+def read_response(header: dict[str, Any], tensors: bytes) -> InferResponse:
+    """A response whose header has been parsed, and that need not have outputs.
+
+    Raises:
+        MalformedRequest, TooLarge, NotSupported: As `decode_response`.
+    """
+    return _read_response(header, _Blobs(memoryview(tensors)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Announced:
+    """What a header says of a tensor. `size` in bytes; None where the header has the data itself."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    size: int | None
+
+
+def announced_outputs(header: Mapping[str, Any]) -> tuple[Announced, ...]:
+    """What a response's header says of its outputs, to know it before their bytes have come.
+
+    Raises:
+        MalformedRequest, NotSupported: It does not say it as the protocol wants it.
+    """
+    entries = _Fields(header, "the response", None).get("outputs", list, [])
+    return tuple(_read_announced(*_open_tensor(entry, "output")) for entry in entries)
 
 
 def read_header_length(headers: Mapping[str, str]) -> int | None:
@@ -215,6 +246,17 @@ def _join(header: Mapping[str, Any], blobs: list[Buffer]) -> Body:
 
 
 # Reading
+
+
+def _read_response(header: dict[str, Any], blobs: _Blobs) -> InferResponse:
+    fields = _Fields(header, "the response", None)
+    return InferResponse(
+        model_name=fields.need("model_name", str),
+        model_version=fields.get("model_version", str, None),
+        id=fields.get("id", str, None),
+        parameters=_read_parameters(fields.get("parameters", dict, {}), "the response"),
+        outputs=_read_tensors(fields.get("outputs", list, []), blobs, kind="output"),
+    )
 
 
 class _Blobs:
@@ -309,25 +351,38 @@ def _read_binary(name: str, parameters: dict[str, Any]) -> bool | None:
 def _read_tensors(entries: list[Any], blobs: _Blobs, *, kind: str) -> dict[str, Array]:
     tensors: dict[str, Array] = {}
     for entry in entries:
-        fields = _Fields(entry, f"an {kind}", {"name", "shape", "datatype", "parameters", "data"})
+        fields, words = _open_tensor(entry, kind)
         name = fields.need("name", str)
         if name in tensors:
-            raise MalformedRequest(f"the {kind} {quoted(name)} appears twice")
-        tensors[name] = _read_tensor(fields, blobs, name=f"the {kind} {quoted(name)}")
+            raise MalformedRequest(f"{words} appears twice")
+        tensors[name] = _read_tensor(fields, blobs, words)
     blobs.finish()
     return tensors
 
 
-def _read_tensor(fields: _Fields, blobs: _Blobs, *, name: str) -> Array:
-    datatype = _read_datatype(fields.need("datatype", str), name)
-    shape = _read_shape(fields.need("shape", list), name)
-    size = _read_size(name, fields.get("parameters", dict, {}))
+def _open_tensor(entry: Any, kind: str) -> tuple[_Fields, str]:
+    """A tensor's fields, and what it is called in sentences."""
+    fields = _Fields(entry, f"an {kind}", {"name", "shape", "datatype", "parameters", "data"})
+    return fields, f"the {kind} {quoted(fields.need('name', str))}"
+
+
+def _read_tensor(fields: _Fields, blobs: _Blobs, words: str) -> Array:
+    announced = _read_announced(fields, words)
     data = fields.get("data", object, None)
-    if (size is None) == (data is None):
-        raise MalformedRequest(f"{name} needs either data or a binary_data_size")
-    if size is None:
-        return from_list(datatype, shape, data, name=name)
-    return unpack(datatype, shape, blobs.take(size, name), name=name)
+    if (announced.size is None) == (data is None):
+        raise MalformedRequest(f"{words} needs either data or a binary_data_size")
+    if announced.size is None:
+        return from_list(announced.datatype, announced.shape, data, name=words)
+    return unpack(announced.datatype, announced.shape, blobs.take(announced.size, words), name=words)
+
+
+def _read_announced(fields: _Fields, words: str) -> Announced:
+    return Announced(
+        name=fields.need("name", str),
+        datatype=_read_datatype(fields.need("datatype", str), words),
+        shape=tuple(_read_shape(fields.need("shape", list), words)),
+        size=_read_size(words, fields.get("parameters", dict, {})),
+    )
 
 
 def _read_datatype(datatype: str, name: str) -> str:

@@ -4,23 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from triptych.errors import InvalidValue, NotSupported
+from triptych.errors import InvalidValue
 from triptych.wire.open_inference import Scalar, quoted
 
 MAX_TEXT_CHARACTERS = 64
 
 
 class Parameters:
-    """The parameters of one request. Whoever has read what it knows calls `finish`.
+    """The parameters of one request. Whoever has read what it knows calls `finish`."""
 
-    Args:
-        later: Names that are understood but not offered yet.
-    """
-
-    def __init__(self, values: Mapping[str, Scalar], *, later: Sequence[str] = ()) -> None:
-        for name in later:
-            if name in values:
-                raise NotSupported(f"the parameter {name} is not supported by this version", param=name)
+    def __init__(self, values: Mapping[str, Scalar]) -> None:
         self._values = values
         self._known: list[str] = []
 
@@ -35,6 +28,11 @@ class Parameters:
         if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value <= maximum:
             raise InvalidValue(f"{name} must be a whole number from {minimum} to {maximum}", param=name)
         return value
+
+    def optional_integer(self, name: str, *, minimum: int, maximum: int) -> int | None:
+        """None where the parameter is absent."""
+        value = self.integer(name, default=minimum, minimum=minimum, maximum=maximum)
+        return value if name in self._values else None
 
     def number(self, name: str, *, default: float, minimum: float, maximum: float) -> float:
         value = self._take(name, default)

@@ -1,0 +1,63 @@
+"""Answers that come in parts, over a connection that is watched from both ends."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import AbstractContextManager, aclosing, nullcontext
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from triptych.errors import ClientLeft
+from triptych.serving.presence import cancelled_when_the_client_leaves
+
+
+class Stream(Response):
+    """Sends parts as they come. A caller that leaves, also between two parts, closes the generator that makes them.
+
+    Nothing is sent before the first part: an error until then is answered with a status of its own. Starlette's StreamingResponse
+    would see the end of the connection at the next part only, and leaves the closing of the generator to the garbage collector:
+    the work would go on for nobody.
+
+    Args:
+        parts: The body.
+        media_type: Of the body.
+        headers: More of them.
+        held: What is held until the answer has ended.
+    """
+
+    def __init__(
+        self,
+        parts: AsyncGenerator[bytes, None],
+        *,
+        media_type: str,
+        headers: Mapping[str, str] | None = None,
+        held: AbstractContextManager[object] | None = None,
+    ) -> None:
+        # A proxy that collects an answer before it passes it on would turn progress into silence.
+        super().__init__(
+            media_type=media_type, headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no", **(headers or {})}
+        )
+        del self.headers["content-length"]
+        self._parts = parts
+        self._held = nullcontext() if held is None else held
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        begun = False
+
+        async def send_part(part: bytes, *, more: bool) -> None:
+            nonlocal begun
+            if not begun:
+                begun = True
+                await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            await send({"type": "http.response.body", "body": part, "more_body": more})
+
+        with self._held:
+            try:
+                async with cancelled_when_the_client_leaves(receive), aclosing(self._parts) as parts:
+                    async for part in parts:
+                        await send_part(part, more=True)
+            except ClientLeft:
+                if not begun:
+                    raise
+        await send_part(b"", more=False)
