@@ -2,57 +2,28 @@ from __future__ import annotations
 
 import io
 import os
-import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from tests.cli.conftest import Run
 from tests.fakes import FakeDiffusion
 from tests.gateway.running import Stages
 from tests.gateway.served import served
-from triptych.cli import main
 from triptych.cli.processes import free_ports
 from triptych.errors import StageFailed, StartError
 from triptych.serving.settings import StageSettings
 
 
-@dataclass(frozen=True)
-class Ended:
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Ended]
-
-
 def format_of(path: Path) -> str | None:
     with Image.open(path) as picture:
         return picture.format
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Iterator[Run]:
-    """Runs `triptych` in this process and in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-    on_sigterm = signal.getsignal(signal.SIGTERM)
-
-    def run(*arguments: object) -> Ended:
-        monkeypatch.setattr(sys, "argv", ["triptych", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            main()
-        captured = capsys.readouterr()
-        return Ended(int(end.value.code or 0), captured.out, captured.err)
-
-    yield run
-    signal.signal(signal.SIGTERM, on_sigterm)
 
 
 @pytest.fixture(scope="module")
@@ -229,7 +200,7 @@ def test_the_version(run: Run) -> None:
 def test_help_names_every_command(run: Run) -> None:
     ended = run("--help")
     assert ended.code == 0
-    for command in ("serve", "prepare", "up", "generate", "demo"):
+    for command in ("serve", "prepare", "up", "generate", "verify", "demo"):
         assert command in ended.out
 
 

@@ -128,6 +128,7 @@ def generate(
     sampler: Annotated[str | None, typer.Option(help="Which sampler.")] = None,
     model: Annotated[str | None, typer.Option(help="Which model.")] = None,
     truncate: Annotated[bool, typer.Option("--truncate", help="Cut a prompt that is too long.")] = False,
+    receipt: Annotated[Path | None, typer.Option(help="File to write the receipt to, for `triptych verify`.")] = None,
     url: Annotated[str, typer.Option(envvar="TRIPTYCH_URL", help="Where the gateway is.")] = "http://127.0.0.1:8000",
     api_key: Annotated[str | None, typer.Option(envvar="TRIPTYCH_API_KEY", help="What the gateway demands.")] = None,
     timeout: Annotated[float, typer.Option(help="Seconds to wait for the picture.")] = 600.0,
@@ -138,6 +139,7 @@ def generate(
     write_pictures(
         prompt,
         output,
+        receipt=receipt,
         url=url,
         api_key=api_key,
         timeout_seconds=timeout,
@@ -152,6 +154,30 @@ def generate(
         model=model,
         truncate=truncate or None,
     )
+
+
+@app.command()
+def verify(
+    file: Annotated[Path, typer.Argument(help="A PNG that Triptych made.")],
+    gateway: Annotated[
+        str, typer.Option("--gateway", envvar="TRIPTYCH_URL", help="Where the gateway is.")
+    ] = "http://127.0.0.1:8000",
+    receipt: Annotated[
+        Path | None, typer.Option(help="Its receipt, from `generate --receipt`: tells which stage differs.")
+    ] = None,
+    api_key: Annotated[str | None, typer.Option(envvar="TRIPTYCH_API_KEY", help="What the gateway demands.")] = None,
+    timeout: Annotated[float, typer.Option(help="Seconds to wait for the picture.")] = 600.0,
+) -> None:
+    """Make a picture again from the parameters in its file, and compare: exit code 0 same, 1 different, 2 cannot be said."""
+    from triptych.cli.console import complain
+    from triptych.cli.verify import is_the_same
+
+    try:
+        same = is_the_same(file, url=gateway, api_key=api_key, timeout_seconds=timeout, receipt=receipt)
+    except TriptychError as error:
+        complain(error.message)
+        raise typer.Exit(2) from None
+    raise typer.Exit(0 if same else 1)
 
 
 @app.command()

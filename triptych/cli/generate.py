@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,11 +14,19 @@ FORMATS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
 
 
 def write_pictures(
-    prompt: str, output: Path, *, url: str, api_key: str | None, timeout_seconds: float, **options: Any
+    prompt: str,
+    output: Path,
+    *,
+    url: str,
+    api_key: str | None,
+    timeout_seconds: float,
+    receipt: Path | None = None,
+    **options: Any,
 ) -> Generation:
     """Has pictures made and writes them; several are numbered from 0.
 
     Args:
+        receipt: A file for the receipt, with what `triptych verify` needs besides.
         options: Those of `client.Options`; None stands for the model's own default.
 
     Raises:
@@ -28,14 +37,30 @@ def write_pictures(
     with Client(url, api_key=api_key, timeout_seconds=timeout_seconds) as client, shown_progress() as show:
         generation = client.generate(prompt, on_progress=show, **cast(Options, given))
     for picture, path in zip(generation.pictures, _paths(output, len(generation.pictures)), strict=True):
-        try:
-            picture.save(path)
-        except OSError as error:
-            raise TriptychError(f"{path} cannot be written: {error.strerror}") from None
+        _write(path, picture.data)
         say(f"{path} (seed {picture.seed})")
+    if receipt is not None:
+        _write(receipt, json.dumps(_receipt(generation), indent=1).encode())
     for warning in generation.warnings:
         complain(warning)
     return generation
+
+
+def _write(path: Path, data: bytes) -> None:
+    try:
+        path.write_bytes(data)
+    except OSError as error:
+        raise TriptychError(f"{path} cannot be written: {error.strerror}") from None
+
+
+def _receipt(generation: Generation) -> dict[str, Any]:
+    """As in the gateway's own answer, without the pictures."""
+    return {
+        "id": generation.id,
+        "images": [{"seed": picture.seed} for picture in generation.pictures],
+        "parameters": generation.parameters,
+        "receipt": generation.receipt,
+    }
 
 
 def _format_of(output: Path) -> str:
