@@ -77,7 +77,7 @@ async def test_all_of_one_name_are_ended_and_no_others() -> None:
 @pytest.mark.parametrize("accept", ["application/json", "image/png", "text/event-stream"])
 async def test_a_request_that_is_cancelled_is_not_evaluated_further(accept: str) -> None:
     stages = Stages()
-    stages.diffusion.pace = asyncio.Semaphore(2)
+    stages.diffusion.turnstile = asyncio.Semaphore(2)
     app = stages.app()
     connection = Connection(app, {"prompt": "x", "num_steps": 50}, accept=accept, name="mine")
     await until(lambda: stages.diffusion.evaluations == 2)
@@ -85,7 +85,7 @@ async def test_a_request_that_is_cancelled_is_not_evaluated_further(accept: str)
     async with client_of(app) as client:
         answer = await client.delete("/requests/mine")
         for _ in range(50):
-            stages.diffusion.pace.release()
+            stages.diffusion.turnstile.release()
         await connection.task
 
         assert (answer.status_code, answer.content) == (204, b"")
