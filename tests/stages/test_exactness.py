@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -42,7 +43,9 @@ def run_script(*arguments: object) -> bytes:
 
 
 def networks_of(stage: DiffusionStage) -> list[CompiledNetwork]:
-    return list(stage._batcher._networks.values())
+    assert stage._batcher is not None
+    networks: list[Any] = list(stage._batcher._networks.values())
+    return networks
 
 
 def plant_an_inexact_size(network: CompiledNetwork, inexact: int) -> None:
@@ -131,7 +134,8 @@ def test_a_start_from_disk_tries_nothing(options, monkeypatch):
 
 
 async def test_cut_at_every_position_and_resumed_in_another_process_it_gives_the_same_bytes(stage, options, tmp_path):
-    states, results = {}, {}
+    states: dict[str, Any] = {}
+    results: dict[str, np.ndarray] = {}
     for sampler in SAMPLERS:
         request = request_of(sampler)
         results[sampler] = await latents_of(stage, request)
