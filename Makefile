@@ -23,7 +23,7 @@ help:  ## list the verbs
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' $(MAKEFILE_LIST) | awk -F '\t' '{printf "  make %-15s %s\n", $$1, $$2}'
 
 demo: $(VENV)/.installed-demo  ## a picture of PROMPT="..." from three services and a gateway: writes triptych.png
-	@$(VENV)/bin/triptych demo $${PROMPT:+"$$PROMPT"}
+	@$(VENV)/bin/triptych demo $${PROMPT:+-- "$$PROMPT"}
 
 up: $(VENV)/.installed-demo  ## start the gateway and the three stages, and leave them running until Ctrl-C
 	@$(VENV)/bin/triptych up

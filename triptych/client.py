@@ -224,7 +224,7 @@ def _generation(answer: Mapping[str, Any]) -> Generation:
 
 
 def _follow(response: httpx2.Response, on_progress: Callable[[Progress], None]) -> Generation:
-    for event, data in _events(response.iter_lines()):
+    for event, data in _events(_lines(response.iter_text())):
         if event == "progress":
             on_progress(Progress(**data))
         elif event == "completed":
@@ -232,6 +232,14 @@ def _follow(response: httpx2.Response, on_progress: Callable[[Progress], None]) 
         elif event == "error":
             raise _error_of(data, retry_after=None)
     raise TriptychError("the gateway's stream of events ended before the pictures came")
+
+
+def _lines(parts: Iterable[str]) -> Iterator[str]:
+    """The lines of a stream of events. httpx2's `iter_lines` ends a line at U+2028 and its like too, which data may contain."""
+    rest = ""
+    for part in parts:
+        *lines, rest = (rest + part).split("\n")
+        yield from (line.removesuffix("\r") for line in lines)
 
 
 def _events(lines: Iterable[str]) -> Iterator[tuple[str, Any]]:

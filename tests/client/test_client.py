@@ -67,6 +67,22 @@ class TestGenerate:
             Progress(stage="decoder"),
         ]
 
+    def test_what_others_take_for_the_end_of_a_line_is_a_letter_of_the_prompt(self, url: str) -> None:
+        prompt = "a red\u2028circle\x85\x0bor\rso"
+        with Client(url) as client:
+            assert client.generate(prompt, num_steps=1, on_progress=lambda _: None).parameters["prompt"] == prompt
+
+    def test_lines_end_where_the_standard_says_also_between_two_parts(self) -> None:
+        parts = [
+            "event: err",
+            "or\r",
+            '\ndata: {"error": {"message": "a\u2028b", "type": "x", "code": "NotFound", "param": null}}\r\n',
+            "\r\n",
+        ]
+        stream = httpx2.Response(200, text="".join(parts), headers={"Content-Type": "text/event-stream"})
+        with answering(stream) as client, pytest.raises(TriptychError, match="a\u2028b"):
+            client.generate("x", on_progress=lambda _: None)
+
     def test_warnings_come_along(self, url: str) -> None:
         with Client(url) as client:
             generation = client.generate("word " * 100, truncate=True)

@@ -163,7 +163,6 @@ def test_no_service_outlives_an_up_that_is_killed(tiny_model: TinyModel) -> None
 
 
 def test_a_service_that_cannot_start_says_why_and_stops_all(tiny_model: TinyModel, tmp_path: Path) -> None:
-    started = time.monotonic()
     ended = subprocess.run(
         [*TRIPTYCH, "demo", "--port", str(four_ports_in_a_row())],
         capture_output=True,
@@ -176,4 +175,3 @@ def test_a_service_that_cannot_start_says_why_and_stops_all(tiny_model: TinyMode
     assert re.search(r"error: the \w+ service ended with exit code 3", ended.stderr)
     assert "nowhere" in ended.stderr
     assert not (tmp_path / "triptych.png").exists()
-    assert time.monotonic() - started < START_SECONDS

@@ -104,6 +104,7 @@ TABLE = [
         "unconditional_guidance_scale",
         "guidance_scale and unconditional_guidance_scale mean the same",
     ),
+    invalid({"num_steps": None, "steps": 5}, "steps", "num_steps and steps mean the same"),
     invalid({"num_images": 1, "batch_size": 1}, "batch_size", "num_images and batch_size mean the same"),
     # prompt and negative_prompt
     Bad(body={}, status=422, param="prompt", sentence="prompt is required"),

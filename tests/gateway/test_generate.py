@@ -374,6 +374,15 @@ class TestFailures:
         assert answer["model"] == "another"
         assert answer["parameters"]["sampler"] == "euler"
 
+    async def test_a_caller_without_patience_does_not_make_the_stages_unknown(self) -> None:
+        stages = Stages(diffusion=FakeDiffusion(failure=StageTimeout("slow", stage="diffusion")))
+        async with stages.client() as client:
+            await client.post("/generate", json={"prompt": "x"})
+            stages.diffusion.failure = None
+            with_profile(stages.diffusion, model="another")
+            answer = (await client.post("/generate", json={"prompt": "x"})).json()
+        assert answer["model"] == "fake", "nobody had to be asked again"
+
     async def test_a_stage_that_hangs_is_given_up_at_the_deadline(self) -> None:
         stages = Stages(decoder=FakeDecoder(gate=asyncio.Event()))
         async with stages.client() as client:

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 HOST = "127.0.0.1"
 KEPT_LINES = 20
 POLL_SECONDS = 0.1
-STOP_SECONDS = 15.0
+STOP_SECONDS = 35.0
+"""A little longer than services grant what runs (`shutdown_seconds`)."""
 _PR_SET_PDEATHSIG = 1
 
 

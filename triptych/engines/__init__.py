@@ -115,8 +115,6 @@ def get_engine(name: str, *, threads: int | None = None) -> Engine:
     try:
         module = importlib.import_module(f"triptych.engines.{name}")
     except ModuleNotFoundError as error:
-        raise EngineError(
-            f'the engine {name} needs {error.name}, which is not installed: pip install "triptych[{name}]"'
-        ) from error
+        raise EngineError(f"the engine {name} needs {error.name}, which is not installed: install the extra {name}") from error
     engine: Engine = getattr(module, _CLASSES[name])(threads=threads)
     return engine

@@ -34,7 +34,7 @@ def import_keras(backend: str) -> Any:
         import keras
     except ModuleNotFoundError as error:
         raise EngineError(
-            f'the network must be built, which needs {error.name}, which is not installed: pip install "triptych[{backend}]"'
+            f"the network must be built, which needs {error.name}, which is not installed: install the extra {backend}"
         ) from error
     return keras
 

@@ -29,7 +29,7 @@ class Event:
     data: Any
 
     def encode(self) -> bytes:
-        return format_sse_event(event=self.name, data_str=json.dumps(self.data, ensure_ascii=False))
+        return format_sse_event(event=self.name, data_str=json.dumps(self.data))
 
 
 class EventStream(Response):
