@@ -16,17 +16,20 @@ from triptych.contract import (
     Decoder,
     DecodeRequest,
     Denoised,
+    DenoiseEvent,
     DenoiseRequest,
+    DenoiseState,
     Diffusion,
     Encoded,
     EncodeRequest,
     ImageFormat,
     Progress,
     StageName,
+    State,
     TextEncoder,
 )
 from triptych.errors import InvalidValue, StageFailed, StageTimeout
-from triptych.pipeline import Digests, Generated, GenerateRequest, Pipeline, StageProgress
+from triptych.pipeline import Digests, Generated, GenerateRequest, Pipeline, PredictedOriginal, StageProgress
 
 REQUEST = GenerateRequest(
     prompt="a red circle",
@@ -66,7 +69,7 @@ class ScriptedDiffusion:
     started: asyncio.Event = field(default_factory=asyncio.Event)
     closed: asyncio.Event = field(default_factory=asyncio.Event)
 
-    async def denoise(self, request: DenoiseRequest, *, deadline: float | None = None) -> AsyncIterator[Progress | Denoised]:
+    async def denoise(self, request: DenoiseRequest, *, deadline: float | None = None) -> AsyncIterator[DenoiseEvent]:
         self.asked.append(request)
         self.started.set()
         try:
@@ -274,3 +277,43 @@ async def test_a_stage_that_answers_something_else_has_failed(stages: Stages, st
         await stages.generate()
 
     assert failure.value.stage == stage
+
+
+async def test_what_a_state_predicts_is_told_with_the_progress_it_belongs_to() -> None:
+    request = replace(REQUEST, num_steps=6, previews=2)
+    stages = Stages(diffusion=PredictingDiffusion())
+
+    events = [event async for event in stages.pipeline.generate(request)]
+
+    predicted = [event for event in events if isinstance(event, PredictedOriginal)]
+    assert [(event.progress.position, event.latents.ravel().tolist()) for event in predicted] == [(2, [0.5]), (4, [0.75])]
+    assert (stages.diffusion.asked[0].progress_every, stages.diffusion.asked[0].previews) == (2, True)
+
+
+async def test_states_without_a_prediction_are_nobodys_business() -> None:
+    stages = Stages(diffusion=PredictingDiffusion(predicts=False))
+
+    events = [event async for event in stages.pipeline.generate(REQUEST)]
+
+    assert {type(event) for event in events} == {StageProgress, Generated}
+    assert (stages.diffusion.asked[0].progress_every, stages.diffusion.asked[0].previews) == (None, False)
+
+
+@dataclass
+class PredictingDiffusion(ScriptedDiffusion):
+    """Tells a state at the evaluations 2 and 4 of 6."""
+
+    predicts: bool = True
+
+    async def denoise(self, request: DenoiseRequest, *, deadline: float | None = None) -> AsyncIterator[DenoiseEvent]:
+        self.asked.append(request)
+        latents = request.seeds.astype(np.float32).reshape(-1, 1, 1, 1)
+        for position in range(1, 7):
+            yield Progress(position=position, num_evaluations=6)
+            if position in (2, 4):
+                state = DenoiseState(
+                    latents=latents, sampler_state=latents, position=np.array([position], np.int32), state_key=""
+                )
+                predicted = np.full((1, 1, 1, 1), 0.25 + position / 8, np.float32) if self.predicts else None
+                yield State(state=state, predicted_original=predicted)
+        yield Denoised(latents=latents)

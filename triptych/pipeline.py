@@ -28,6 +28,7 @@ from triptych.contract import (
     Diffusion,
     Encoded,
     EncodeRequest,
+    Float32,
     ImageFormat,
     Progress,
     StageName,
@@ -51,6 +52,7 @@ class GenerateRequest:
         image_format: None asks for pixels, else for encoded files.
         image_texts: What each PNG carries as text: none, or one a picture.
         truncate: Cut a prompt that is longer than the context instead of refusing it.
+        previews: About how many predictions of the pictures to tell on the way.
     """
 
     prompt: str
@@ -65,6 +67,7 @@ class GenerateRequest:
     image_format: ImageFormat | None = None
     image_texts: tuple[str, ...] = ()
     truncate: bool = False
+    previews: int = 0
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -94,6 +97,9 @@ class GenerateRequest:
             sampler=self.sampler,
             num_steps=self.num_steps,
             guidance_scale=self.guidance_scale,
+            # Most samplers evaluate the network once a step; with others there are a few more states than previews.
+            progress_every=max(1, self.num_steps // (self.previews + 1)) if self.previews else None,
+            previews=self.previews > 0,
         )
 
     def to_decode(self, denoised: Denoised) -> DecodeRequest:
@@ -107,6 +113,14 @@ class StageProgress:
     stage: StageName
     position: int | None = None
     num_evaluations: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictedOriginal:
+    """The latents that the denoising would end in as far as it can tell now, float32 (B, H/8, W/8, 4)."""
+
+    progress: StageProgress
+    latents: Float32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,8 +166,8 @@ class Pipeline:
 
     async def generate(
         self, request: GenerateRequest, *, deadline: float | None = None
-    ) -> AsyncGenerator[StageProgress | Generated, None]:
-        """Makes the pictures: any number of StageProgress, then one Generated, the last.
+    ) -> AsyncGenerator[StageProgress | PredictedOriginal | Generated, None]:
+        """Makes the pictures: any number of StageProgress and PredictedOriginal, then one Generated, the last.
 
         Closing the iterator, or cancelling the task that awaits it, cancels the stage that is at work.
 
@@ -170,11 +184,13 @@ class Pipeline:
         yield StageProgress(stage=StageName.TEXT_ENCODER)
         encoded = await clock.wait(StageName.TEXT_ENCODER, self.text_encoder.encode(request.to_encode(), deadline=deadline))
 
-        yield StageProgress(stage=StageName.DIFFUSION)
+        yield (progress := StageProgress(stage=StageName.DIFFUSION))
         async with _closing(self.diffusion.denoise(request.to_denoise(encoded), deadline=deadline)) as denoising:
             while isinstance(event := await clock.wait(StageName.DIFFUSION, anext(denoising, None)), Progress | State):
                 if isinstance(event, Progress):
-                    yield StageProgress(stage=StageName.DIFFUSION, position=event.position, num_evaluations=event.num_evaluations)
+                    yield (progress := _progress(event))
+                elif event.predicted_original is not None:
+                    yield PredictedOriginal(progress=progress, latents=event.predicted_original)
         denoised = _expect_latents(event)
 
         yield StageProgress(stage=StageName.DECODER)
@@ -219,6 +235,10 @@ async def _closing(events: AsyncIterator[T]) -> AsyncIterator[AsyncIterator[T]]:
     finally:
         if isinstance(events, AsyncGenerator):
             await events.aclose()
+
+
+def _progress(event: Progress) -> StageProgress:
+    return StageProgress(stage=StageName.DIFFUSION, position=event.position, num_evaluations=event.num_evaluations)
 
 
 def _digests(encoded: Encoded, denoised: Denoised, decoded: Decoded) -> Digests:

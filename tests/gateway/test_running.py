@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import Callable
 from contextlib import aclosing
 
 import pytest
@@ -14,17 +14,17 @@ from triptych.gateway.running import RunningRequests
 
 
 class Source:
-    """Yields its numbers, and then waits for ever, unless it fails."""
+    """Tells its numbers, and then waits for ever, unless it fails."""
 
     def __init__(self, *numbers: int, failure: Exception | None = None) -> None:
         self.numbers = numbers
         self.failure = failure
         self.closed = asyncio.Event()
 
-    async def events(self) -> AsyncGenerator[int, None]:
+    async def work(self, tell: Callable[[int], None]) -> None:
         try:
             for number in self.numbers:
-                yield number
+                tell(number)
             if self.failure is not None:
                 raise self.failure
             await asyncio.Event().wait()
@@ -34,7 +34,7 @@ class Source:
 
 async def test_events_and_the_error_at_their_end_come_through() -> None:
     running, source = RunningRequests(), Source(1, 2, failure=StageFailed("broke off", stage="decoder"))
-    events = running.follow("a", source.events())
+    events = running.follow("a", source.work)
     assert [await anext(events), await anext(events)] == [1, 2]
     with pytest.raises(StageFailed, match="broke off"):
         await anext(events)
@@ -44,7 +44,7 @@ async def test_events_and_the_error_at_their_end_come_through() -> None:
 async def test_the_source_ends_though_its_reader_is_busy_with_something_else() -> None:
     """A caller that reads slowly is not in its source when it is cancelled."""
     running, source = RunningRequests(), Source(1)
-    async with aclosing(running.follow("a", source.events())) as events:
+    async with aclosing(running.follow("a", source.work)) as events:
         assert await anext(events) == 1
         assert await running.cancel("a")
         assert source.closed.is_set()
@@ -54,7 +54,7 @@ async def test_the_source_ends_though_its_reader_is_busy_with_something_else() -
 
 async def test_closing_the_iterator_ends_the_source() -> None:
     running, source = RunningRequests(), Source(1)
-    events = running.follow("a", source.events())
+    events = running.follow("a", source.work)
     await anext(events)
     await events.aclose()
     assert source.closed.is_set()
@@ -63,7 +63,7 @@ async def test_closing_the_iterator_ends_the_source() -> None:
 
 async def test_all_of_one_name_are_ended_and_no_others() -> None:
     running, sources = RunningRequests(), [Source(1), Source(1), Source(1)]
-    followed = [running.follow(name, source.events()) for name, source in zip("aab", sources, strict=True)]
+    followed = [running.follow(name, source.work) for name, source in zip("aab", sources, strict=True)]
     for events in followed:
         await anext(events)
 

@@ -10,6 +10,7 @@ from starlette.responses import Response
 
 from triptych.contract import StageName
 from triptych.gateway.catalogue import StageAnswer, describe_stages
+from triptych.gateway.previews import Preview
 from triptych.gateway.work import Outcome
 
 PIXELS_HEADER = "X-Triptych-Pixels-Sha256"
@@ -31,6 +32,20 @@ class Timings(BaseModel):
     decoder_seconds: float
     gateway_seconds: float = Field(description="Everything that was neither waiting nor a stage.")
     total_seconds: float
+
+
+class PreviewImage(BaseModel):
+    """What one picture looks like on its way."""
+
+    b64_json: str = Field(description="A JPEG, base64.")
+
+
+class PreviewAnswer(BaseModel):
+    """The data of the event `preview`."""
+
+    position: int | None
+    num_evaluations: int | None
+    images: list[PreviewImage]
 
 
 class Receipt(BaseModel):
@@ -66,6 +81,14 @@ def to_document(outcome: Outcome) -> GenerateAnswer:
         warnings=list(outcome.generated.warnings),
         timings=_timings(outcome),
         receipt=_receipt(outcome),
+    )
+
+
+def preview_document(preview: Preview) -> PreviewAnswer:
+    return PreviewAnswer(
+        position=preview.progress.position,
+        num_evaluations=preview.progress.num_evaluations,
+        images=[PreviewImage(b64_json=base64.b64encode(file).decode("ascii")) for file in preview.images],
     )
 
 

@@ -22,6 +22,9 @@ EXAMPLES: Mapping[str, Any] = {
 _STREAM_EXAMPLE = """event: progress
 data: {"stage": "diffusion", "position": 3, "num_evaluations": 20}
 
+event: preview
+data: {"position": 4, "num_evaluations": 20, "images": [{"b64_json": "..."}]}
+
 event: completed
 data: {"id": "...", "images": [{"b64_json": "...", "seed": 7}], ...}
 """

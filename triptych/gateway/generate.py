@@ -16,12 +16,13 @@ from starlette.responses import Response
 from triptych.contract import ImageFormat
 from triptych.errors import InvalidValue, NotAcceptable, NotFound, TriptychError, UnsupportedMediaType
 from triptych.gateway import event_stream
-from triptych.gateway.answers import GenerateAnswer, image_response, json_response, to_document
+from triptych.gateway.answers import GenerateAnswer, image_response, json_response, preview_document, to_document
 from triptych.gateway.documentation import CANCEL_RESPONSES, REQUEST_BODY, RESPONSES
 from triptych.gateway.errors import gateway_error
 from triptych.gateway.event_stream import Event, EventStream
 from triptych.gateway.negotiation import choose_media_type
 from triptych.gateway.parameters import GenerateBody, parse_body, resolve
+from triptych.gateway.previews import Preview
 from triptych.gateway.state import Gateway, GatewayDep
 from triptych.gateway.work import Job, Outcome, carry_out, carry_out_to_the_end
 from triptych.pipeline import StageProgress
@@ -48,11 +49,14 @@ async def generate(request: Request, gateway: GatewayDep) -> Response:
     """Makes one to eight pictures of a prompt.
 
     The Accept header decides the form of the answer: `application/json`, the picture itself as `image/png`, `image/jpeg` or
-    `image/webp`, or `text/event-stream` with `progress` events, then one `completed` or `error`.
+    `image/webp`, or `text/event-stream` with `progress` events, and `preview` events where the body asks for previews, then
+    one `completed` or `error`.
     """
     arrived = time.monotonic()
     body = parse_body(await _read_json(request, limit=gateway.settings.max_body_bytes))
     media_type = _negotiate(", ".join(request.headers.getlist("Accept")) or "*/*", body)
+    if body.previews and media_type != event_stream.MEDIA_TYPE:
+        raise InvalidValue(f"previews are events: ask for them with Accept: {event_stream.MEDIA_TYPE}", param="previews")
     job = await _accept(gateway, request, body, media_type, arrived)
     gateway.admission.refuse_if_full()
     if media_type == event_stream.MEDIA_TYPE:
@@ -119,6 +123,7 @@ async def _accept(gateway: Gateway, request: Request, body: GenerateBody, media_
         id=request_id(request),
         model=model,
         identities=identities,
+        previews=body.previews or 0,
         parameters=resolve(body, str(model.name), identities),
         arrived=arrived,
         deadline=deadline,
@@ -130,15 +135,20 @@ async def _as_events(gateway: Gateway, job: Job) -> AsyncGenerator[Event, None]:
     try:
         async with aclosing(carry_out(gateway, job)) as events:
             async for event in events:
-                if isinstance(event, Outcome):
-                    yield Event(name="completed", data=to_document(event).model_dump(mode="json"))
-                else:
-                    yield Event(name="progress", data=_progress(event))
+                yield _told(event)
     except TriptychError as error:
         yield Event(name="error", data=gateway_error(error))
     except Exception:
         log.exception("generate_failed", id=job.id)
         yield Event(name="error", data=gateway_error(TriptychError("something went wrong here, and has been logged")))
+
+
+def _told(event: StageProgress | Preview | Outcome) -> Event:
+    if isinstance(event, Outcome):
+        return Event(name="completed", data=to_document(event).model_dump(mode="json"))
+    if isinstance(event, Preview):
+        return Event(name="preview", data=preview_document(event).model_dump(mode="json"))
+    return Event(name="progress", data=_progress(event))
 
 
 def _progress(progress: StageProgress) -> dict[str, Any]:

@@ -14,6 +14,7 @@ class GatewayMetrics:
 
     def __init__(self, registry: CollectorRegistry, admission: Admission) -> None:
         self._images = Counter("triptych_images", "Pictures made.", ("model",), registry=registry)
+        self._previews = Counter("triptych_previews", "Previews made, or dropped.", ("model", "outcome"), registry=registry)
         self._stage_seconds = Histogram(
             "triptych_stage_seconds",
             "How long a request waited for a stage.",
@@ -25,6 +26,9 @@ class GatewayMetrics:
         running.set_function(lambda: admission.running)
         waiting = Gauge("triptych_generations_waiting", "Requests that wait for their turn.", registry=registry)
         waiting.set_function(lambda: admission.waiting)
+
+    def count_preview(self, model: str, made: bool) -> None:
+        self._previews.labels(model, "made" if made else "dropped").inc()
 
     def count(self, generated: Generated, model: str) -> None:
         self._images.labels(model).inc(len(generated.seeds))

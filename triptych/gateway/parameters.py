@@ -100,6 +100,15 @@ class GenerateBody(BaseModel):
         Allowed("true or false"),
         Field(description="Cut a prompt that is too long for the model, with a warning, instead of refusing it."),
     ] = None
+    previews: Annotated[
+        int | None,
+        Allowed("a whole number from 0 to 20"),
+        Field(
+            ge=0,
+            le=20,
+            description="How many `preview` events at most, while the picture is being made; only as `text/event-stream`.",
+        ),
+    ] = None
 
 
 NAMES = frozenset(GenerateBody.model_fields).union(*ALIASES.values())
@@ -150,9 +159,9 @@ def parse_body(raw: bytes) -> GenerateBody:
     """
     document = parse_object(memoryview(raw), what="the body")
     _refuse_unknown(document)
-    fields, written_as = _resolve_aliases({name: value for name, value in document.items() if value is not None})
+    fields, written_as = _resolve_aliases(document)
     try:
-        return GenerateBody.model_validate(fields)
+        return GenerateBody.model_validate({name: value for name, value in fields.items() if value is not None})
     except ValidationError as error:
         raise _sentence(error.errors(include_url=False)[0], written_as) from None
 

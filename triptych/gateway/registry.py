@@ -18,6 +18,7 @@ from triptych.contract import (
     check_fit,
 )
 from triptych.errors import NotFound, StageNotReady, StagesDoNotFit, StageTimeout, TriptychError
+from triptych.gateway.previews import IdleDecoder
 from triptych.pipeline import Pipeline
 from triptych.wire.open_inference import quoted
 
@@ -59,12 +60,14 @@ class Model:
 
     Attributes:
         pipeline: Its stages.
+        idle_decoder: Its decoder, for previews.
         identities: What the stages said, or None while one of them is missing or they do not fit.
         problems: Why not, one sentence a missing stage; under `stages` where they do not fit.
     """
 
     def __init__(self, configured_name: str, pipeline: Pipeline) -> None:
         self.pipeline = pipeline
+        self.idle_decoder = IdleDecoder(pipeline.decoder)
         self.identities: Identities | None = None
         self.problems: dict[str, str] = {"stages": "the stages have not been asked yet"}
         self._configured_name = configured_name

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterator
-from contextlib import aclosing, contextmanager
-from typing import Any, TypeVar
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeAlias, TypeVar
 
 from triptych.errors import RequestCancelled
 
 T = TypeVar("T")
+
+Work: TypeAlias = Callable[[Callable[[T], None]], Awaitable[None]]
 
 
 class RunningRequests:
@@ -18,16 +20,20 @@ class RunningRequests:
     def __init__(self) -> None:
         self._tasks: dict[str, list[asyncio.Task[None]]] = {}
 
-    async def follow(self, name: str, events: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
-        """Passes events on as they come. Their source runs in a task of its own: it can be ended whatever the reader waits for.
+    async def follow(self, name: str, work: Work[T]) -> AsyncGenerator[T, None]:
+        """What some work tells, as it tells it. It runs in a task of its own: it can be ended whatever the reader waits for.
 
-        Closing this iterator ends the source, and waits until it has ended.
+        Closing the iterator ends the work, and waits until it has ended.
+
+        Args:
+            name: By which it can be cancelled.
+            work: Is given a function to call with each event.
 
         Raises:
             RequestCancelled: `cancel` was called with this name.
         """
         arrived: asyncio.Queue[T | None] = asyncio.Queue()
-        task = asyncio.create_task(_drain(events, arrived))
+        task = asyncio.create_task(_carry_out(work, arrived))
         with self._named(name, task):
             try:
                 while (event := await arrived.get()) is not None:
@@ -57,14 +63,12 @@ class RunningRequests:
                 del self._tasks[name]
 
 
-async def _drain(events: AsyncGenerator[T, None], into: asyncio.Queue[T | None]) -> None:
+async def _carry_out(work: Work[T], told: asyncio.Queue[T | None]) -> None:
     """None stands for the end, whatever its reason is."""
     try:
-        async with aclosing(events):
-            async for event in events:
-                into.put_nowait(event)
+        await work(told.put_nowait)
     finally:
-        into.put_nowait(None)
+        told.put_nowait(None)
 
 
 async def _end(task: asyncio.Task[Any]) -> None:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, Callable
+from contextlib import ExitStack, aclosing
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TypeAlias
 
 from triptych.contract import EncodeRequest, StageName
-from triptych.errors import InvalidValue, StageError
+from triptych.errors import InvalidValue, StageError, StageTimeout
 from triptych.gateway.parameters import Parameters
+from triptych.gateway.previews import Preview, Previews
 from triptych.gateway.registry import Identities, Model
 from triptych.gateway.state import Gateway
-from triptych.pipeline import Generated, StageProgress
+from triptych.pipeline import Generated, PredictedOriginal, StageProgress
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +23,7 @@ class Job:
     """One request, understood and accepted.
 
     Attributes:
+        previews: How many are wanted.
         identities: What its stages said of themselves when it was accepted.
         arrived: When the request came, by `time.monotonic()`.
         deadline: When nobody waits for it any more, by the same clock.
@@ -29,6 +33,7 @@ class Job:
     model: Model
     identities: Identities
     parameters: Parameters
+    previews: int
     arrived: float
     deadline: float
 
@@ -48,29 +53,43 @@ class Outcome:
     ended: float = field(default_factory=time.monotonic)
 
 
-def carry_out(gateway: Gateway, job: Job) -> AsyncGenerator[StageProgress | Outcome, None]:
-    """Waits for the job's turn and carries it out: progress, then the outcome, the last.
+Event: TypeAlias = StageProgress | Preview | Outcome
+
+
+def carry_out(gateway: Gateway, job: Job) -> AsyncGenerator[Event, None]:
+    """Waits for the job's turn and carries it out: progress and previews, then the outcome, the last.
 
     Closing the iterator ends the work, and so does `gateway.running.cancel` with the job's name.
 
     Raises:
         RequestCancelled: By the latter.
     """
-    return gateway.running.follow(job.id, _carry_out(gateway, job))
+    return gateway.running.follow(job.id, partial(_carry_out, gateway, job))
 
 
-async def _carry_out(gateway: Gateway, job: Job) -> AsyncGenerator[StageProgress | Outcome, None]:
+async def _carry_out(gateway: Gateway, job: Job, tell: Callable[[Event], None]) -> None:
     queued = time.monotonic()
     try:
         async with gateway.admission.turn(job.deadline):
             queue_seconds = time.monotonic() - queued
-            async with aclosing(job.model.pipeline.generate(job.parameters.to_request(), deadline=job.deadline)) as events:
-                async for event in events:
-                    if isinstance(event, StageProgress):
-                        at_work = event.stage
-                        yield event
-                    else:
-                        generated = event
+            request = replace(job.parameters.to_request(), previews=job.previews)
+            async with (
+                aclosing(job.model.pipeline.generate(request, deadline=job.deadline)) as events,
+                _previews(gateway, job, tell) as previews,
+            ):
+                with ExitStack() as decoding:
+                    async for event in events:
+                        if isinstance(event, PredictedOriginal):
+                            previews.offer(event)
+                        elif isinstance(event, StageProgress):
+                            at_work = event.stage
+                            tell(event)
+                            if at_work is StageName.DECODER:
+                                decoding.enter_context(job.model.idle_decoder.left_to_a_picture())
+                        else:
+                            generated = event
+    except StageTimeout:
+        raise  # a caller with little patience says nothing about the stage
     except StageError:
         job.model.forget()
         raise
@@ -78,7 +97,17 @@ async def _carry_out(gateway: Gateway, job: Job) -> AsyncGenerator[StageProgress
         raise (await _name_the_prompt(job, error) if at_work is StageName.TEXT_ENCODER else error) from None
     # The place is free again before the answer is sent: a slow reader holds nobody up.
     gateway.metrics.count(generated, job.parameters.model)
-    yield Outcome(job=job, generated=generated, queue_seconds=queue_seconds)
+    tell(Outcome(job=job, generated=generated, queue_seconds=queue_seconds))
+
+
+def _previews(gateway: Gateway, job: Job, tell: Callable[[Preview], None]) -> Previews:
+    return Previews(
+        job.model.idle_decoder,
+        most=job.previews,
+        deadline=job.deadline,
+        tell=tell,
+        count=partial(gateway.metrics.count_preview, job.parameters.model),
+    )
 
 
 async def _name_the_prompt(job: Job, error: InvalidValue) -> InvalidValue:
