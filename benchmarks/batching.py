@@ -290,8 +290,8 @@ def main() -> None:
     document: dict[str, Any] = {**told, "targets": TARGETS}
     print(f"# The step batcher\n\n{describe(told)}\n")
     print(
-        f"In one process; every picture has guidance ({SAMPLER}). SD 1.5's own U-Net is not run: it takes seconds a row on two\n"
-        f"cores. Its stand-in has the shapes of {WIDTH}x{HEIGHT}, and costs {2 * _MATRIX_WIDTH**3 / 1e9:.1f} GFLOP a row, in numpy.\n"
+        f"In one process; every picture has guidance ({SAMPLER}). SD 1.5's own U-Net is not run: it takes seconds a row\n"
+        f"on two cores. Its stand-in has the shapes of {WIDTH}x{HEIGHT} and costs {2 * _MATRIX_WIDTH**3 / 1e9:.1f} GFLOP a row.\n"
     )
     if "python" in arguments.parts:
         between = asyncio.run(measure_python(LONG_STEPS))
