@@ -48,7 +48,7 @@ async def test_events_go_out_as_they_come_one_chunk_each() -> None:
     assert b"content-length" not in headers
     assert [chunk["body"] for chunk in chunks] == [
         b'event: progress\ndata: {"stage": "diffusion"}\n\n',
-        'event: completed\ndata: {"prompt": "two\\nlines, naïve"}\n\n'.encode(),
+        b'event: completed\ndata: {"prompt": "two\\nlines, na\\u00efve"}\n\n',
     ]
     assert end == {"type": "http.response.body", "body": b"", "more_body": False}
 
