@@ -3,26 +3,12 @@
 from __future__ import annotations
 
 import importlib
-import logging
-from collections.abc import Iterator
 
 import httpx2
 import pytest
-import structlog
 from fastapi import FastAPI
 
 STAGES = ["text_encoder", "diffusion", "decoder"]
-
-
-@pytest.fixture(autouse=True)
-def logging_as_before() -> Iterator[None]:
-    """A service takes over the logging of its process."""
-    root = logging.getLogger()
-    handlers, level = root.handlers, root.level
-    yield
-    root.handlers = handlers
-    root.setLevel(level)
-    structlog.reset_defaults()
 
 
 def create_app(stage: str) -> FastAPI:
