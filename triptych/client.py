@@ -54,6 +54,15 @@ class Progress:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Preview:
+    """What the pictures look like after `position` of `num_evaluations`: a JPEG each."""
+
+    position: int
+    num_evaluations: int
+    images: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Picture:
     """One picture, as an encoded file, and the seed that makes it again."""
 
@@ -133,6 +142,8 @@ class Client:
         prompt: str,
         *,
         on_progress: Callable[[Progress], None] | None = None,
+        on_preview: Callable[[Preview], None] | None = None,
+        previews: int = 3,
         request_id: str | None = None,
         **options: Unpack[Options],
     ) -> Generation:
@@ -141,15 +152,19 @@ class Client:
         Args:
             prompt: What they should show.
             on_progress: Called with what the stages tell while they work.
+            on_preview: Called with previews, where the decoder has the time for them.
+            previews: How many at most; without `on_preview` there are none.
             request_id: A name for the request, by which it can be cancelled; the gateway gives it one where there is none.
             options: See `Options`.
 
         Raises:
             TriptychError: One of the classes of `triptych.errors`, with the gateway's sentence.
         """
-        body = {"prompt": prompt, **options}
+        body: dict[str, object] = {"prompt": prompt, **options}
         headers = {} if request_id is None else {"X-Request-Id": request_id}
-        if on_progress is None:
+        if on_preview is not None:
+            body["previews"] = previews
+        if on_progress is None and on_preview is None:
             return _generation(self._request("POST", "/generate", json=body, headers=headers))
         with (
             self._unreachable_is_an_error(),
@@ -158,7 +173,7 @@ class Client:
             if response.status_code >= 400:
                 response.read()
                 raise _error(response)
-            return _follow(response, on_progress)
+            return _follow(response, on_progress, on_preview)
 
     def cancel(self, request_id: str) -> None:
         """Ends a request that another client waits for; there `RequestCancelled` is raised.
@@ -223,10 +238,24 @@ def _generation(answer: Mapping[str, Any]) -> Generation:
     )
 
 
-def _follow(response: httpx2.Response, on_progress: Callable[[Progress], None]) -> Generation:
+def _preview(data: Mapping[str, Any]) -> Preview:
+    return Preview(
+        position=data["position"],
+        num_evaluations=data["num_evaluations"],
+        images=tuple(base64.b64decode(image["b64_json"]) for image in data["images"]),
+    )
+
+
+def _follow(
+    response: httpx2.Response,
+    on_progress: Callable[[Progress], None] | None,
+    on_preview: Callable[[Preview], None] | None,
+) -> Generation:
     for event, data in _events(_lines(response.iter_text())):
-        if event == "progress":
+        if event == "progress" and on_progress is not None:
             on_progress(Progress(**data))
+        elif event == "preview" and on_preview is not None:
+            on_preview(_preview(data))
         elif event == "completed":
             return _generation(data)
         elif event == "error":

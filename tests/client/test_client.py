@@ -15,7 +15,7 @@ from tests.gateway.running import Stages
 from tests.gateway.served import served
 from triptych import errors
 from triptych.cli.processes import free_ports
-from triptych.client import Client, Progress
+from triptych.client import Client, Preview, Progress
 from triptych.errors import (
     CallerError,
     InvalidValue,
@@ -82,6 +82,25 @@ class TestGenerate:
         stream = httpx2.Response(200, text="".join(parts), headers={"Content-Type": "text/event-stream"})
         with answering(stream) as client, pytest.raises(TriptychError, match="a\u2028b"):
             client.generate("x", on_progress=lambda _: None)
+
+    @pytest.mark.parametrize("on_progress", [None, lambda progress: None])
+    def test_previews_on_the_way(self, url: str, on_progress) -> None:
+        with Client(url) as client:
+            answer = client._request("POST", "/generate", json={"prompt": "x"})
+        preview = {"position": 4, "num_evaluations": 8, "images": [{"b64_json": "/9j/"}, {"b64_json": "/9g="}]}
+        asked: list[httpx2.Request] = []
+
+        def tell(request: httpx2.Request) -> httpx2.Response:
+            asked.append(request)
+            events = {"progress": {"stage": "diffusion"}, "preview": preview, "completed": answer}
+            return httpx2.Response(200, text="".join(f"event: {e}\ndata: {json.dumps(data)}\n\n" for e, data in events.items()))
+
+        told: list[Preview] = []
+        with Client(transport=httpx2.MockTransport(tell)) as client:
+            client.generate("x", on_preview=told.append, previews=2, on_progress=on_progress)
+        assert told == [Preview(position=4, num_evaluations=8, images=(b"\xff\xd8\xff", b"\xff\xd8"))]
+        assert json.loads(asked[0].content)["previews"] == 2
+        assert asked[0].headers["Accept"] == "text/event-stream"
 
     def test_warnings_come_along(self, url: str) -> None:
         with Client(url) as client:
