@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import hashlib
 import io
+import json
 import os
 import socket
 import subprocess
@@ -9,6 +11,7 @@ from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -55,6 +58,15 @@ class TestGenerate:
         assert sorted(path.name for path in tmp_path.glob("*.png")) == ["many-0.png", "many-1.png"]
         assert "many-1.png (seed 6)" in ended.out.replace("\n", "")
 
+    def test_the_receipt_names_the_pixels_of_each_picture(self, run: Run, url: str, tmp_path: Path) -> None:
+        ended = run("generate", "x", "--url", url, "--num-images", 2, "--seed", 5, "-o", "a.png", "--receipt", "a.json")
+        assert ended.code == 0
+        kept = json.loads((tmp_path / "a.json").read_text())
+        assert [image["seed"] for image in kept["images"]] == [5, 6]
+        assert kept["parameters"]["prompt"] == "x"
+        pixels = [np.asarray(Image.open(tmp_path / f"a-{index}.png")).tobytes() for index in range(2)]
+        assert kept["receipt"]["pixels"] == [hashlib.sha256(picture).hexdigest() for picture in pixels]
+
     def test_every_option_reaches_the_gateway(self, run: Run) -> None:
         stages = Stages()
         options = (
@@ -85,6 +97,7 @@ class TestGenerate:
             (["x", "--num-steps", "0"], "num_steps must be a whole number from 1 to 150, not 0"),
             (["x", "-o", "a.gif"], "a.gif must end in .png, .jpg, .jpeg, .webp"),
             (["x", "-o", "nowhere/a.png"], "the folder nowhere does not exist"),
+            (["x", "--receipt", "nowhere/a.json"], "the folder nowhere does not exist"),
             ([""], "prompt must be a text of 1 to 4000 characters"),
             (["x", "--model", "[bold]other"], "there is no model '[bold]other' here"),
         ],

@@ -34,6 +34,8 @@ def write_pictures(
     """
     given = {name: value for name, value in options.items() if value is not None}
     given["output_format"] = _format_of(output)
+    if receipt is not None:
+        _expect_folder(receipt, param="receipt")
     with Client(url, api_key=api_key, timeout_seconds=timeout_seconds) as client, shown_progress() as show:
         generation = client.generate(prompt, on_progress=show, **cast(Options, given))
     for picture, path in zip(generation.pictures, _paths(output, len(generation.pictures)), strict=True):
@@ -67,9 +69,13 @@ def _format_of(output: Path) -> str:
     """By the file's ending, and before anything is asked for: a folder that is missing should not cost a picture."""
     if output.suffix.lower() not in FORMATS:
         raise InvalidValue(f"{output} must end in {', '.join(FORMATS)}", param="output")
-    if not output.parent.is_dir():
-        raise InvalidValue(f"the folder {output.parent} does not exist", param="output")
+    _expect_folder(output, param="output")
     return FORMATS[output.suffix.lower()]
+
+
+def _expect_folder(path: Path, *, param: str) -> None:
+    if not path.parent.is_dir():
+        raise InvalidValue(f"the folder {path.parent} does not exist", param=param)
 
 
 def _paths(output: Path, number: int) -> list[Path]:
