@@ -98,6 +98,22 @@ async def test_a_request_that_is_cancelled_is_not_evaluated_further(accept: str)
         assert (await client.delete("/requests/mine")).status_code == 404
 
 
+@pytest.mark.parametrize("accept", ["application/json", "image/png", "text/event-stream"])
+async def test_a_request_whose_caller_left_is_not_evaluated_further(accept: str) -> None:
+    stages = Stages()
+    stages.diffusion.turnstile = asyncio.Semaphore(2)
+    connection = Connection(stages.app(), {"prompt": "x", "num_steps": 50}, accept=accept)
+    await until(lambda: stages.diffusion.evaluations == 2)
+
+    await connection.close()
+    for _ in range(50):
+        stages.diffusion.turnstile.release()
+    await stages.diffusion.ended.wait()
+
+    assert stages.diffusion.evaluations == 2
+    assert stages.decoder.asked == []
+
+
 async def test_a_request_in_line_is_cancelled_too() -> None:
     stages = Stages(diffusion=FakeDiffusion(gate=asyncio.Event()))
     app = stages.app(max_running_requests=1)
