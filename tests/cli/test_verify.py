@@ -112,7 +112,7 @@ def test_without_parameters_there_is_nothing_to_verify(run: Run, url: str, tmp_p
         info.add_text("triptych", text)
     Image.new("RGB", (64, 64)).save(tmp_path / "a.png", pnginfo=info)
     ended = run("verify", "a.png", "--gateway", url)
-    assert (ended.code, ended.out) == (2, "")
+    assert ended.code == 2
     assert ended.err == "error: a.png has no parameters in it from which it could be made again\n"
 
 
