@@ -1,4 +1,4 @@
-"""The command line: `triptych up`, `demo`, `generate` and `serve`."""
+"""The command line: `triptych up`, `demo`, `generate`, `verify`, `serve` and `prepare`."""
 
 from __future__ import annotations
 
