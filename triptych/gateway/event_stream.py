@@ -5,16 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing, asynccontextmanager, suppress
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
-from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
 
-from triptych.errors import ClientLeft
-from triptych.serving.presence import cancelled_when_the_client_leaves
+from triptych.serving.streams import SendPart, Stream
 
 MEDIA_TYPE = "text/event-stream"
 KEEPALIVE_SECONDS = 15.0
@@ -32,39 +29,29 @@ class Event:
         return format_sse_event(event=self.name, data_str=json.dumps(self.data))
 
 
-class EventStream(Response):
-    """Sends events as they come. A caller that leaves, also between two events, closes the generator that makes them.
+class EventStream(Stream):
+    """Sends events as they come. A request may wait in line for long: that it was accepted is said at once."""
 
-    Starlette's StreamingResponse would see the end of the connection at the next event only, and leaves the closing of the
-    generator to the garbage collector: the work would go on for nobody.
-    """
-
-    media_type = MEDIA_TYPE
+    begins_at_once = True
 
     def __init__(self, events: AsyncGenerator[Event, None], headers: dict[str, str]) -> None:
-        # A proxy that collects an answer before it passes it on would turn progress into silence.
-        super().__init__(headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no", **headers})
-        del self.headers["content-length"]
-        self.events = events
+        super().__init__(_encode(events), media_type=MEDIA_TYPE, headers=headers)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        with suppress(ClientLeft):
-            async with cancelled_when_the_client_leaves(receive), aclosing(self.events) as events, _keeping_alive(send):
-                async for event in events:
-                    await send({"type": "http.response.body", "body": event.encode(), "more_body": True})
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+    @asynccontextmanager
+    async def alongside(self, send_part: SendPart) -> AsyncIterator[None]:
+        async def ping() -> None:
+            while True:
+                await asyncio.sleep(KEEPALIVE_SECONDS)
+                await send_part(KEEPALIVE_COMMENT)
+
+        pinging = asyncio.create_task(ping())
+        try:
+            yield
+        finally:
+            pinging.cancel()
 
 
-@asynccontextmanager
-async def _keeping_alive(send: Send) -> AsyncIterator[None]:
-    async def ping() -> None:
-        while True:
-            await asyncio.sleep(KEEPALIVE_SECONDS)
-            await send({"type": "http.response.body", "body": KEEPALIVE_COMMENT, "more_body": True})
-
-    pinging = asyncio.create_task(ping())
-    try:
-        yield
-    finally:
-        pinging.cancel()
+async def _encode(events: AsyncGenerator[Event, None]) -> AsyncGenerator[bytes, None]:
+    async with aclosing(events):
+        async for event in events:
+            yield event.encode()
