@@ -22,7 +22,7 @@ class SendPart(Protocol):
 class Stream(Response):
     """Sends parts as they come. A caller that leaves, also between two parts, closes the generator that makes them.
 
-    Starlette's StreamingResponse would see the end of the connection at the next part only, and leaves the closing of the generator
+    Starlette's StreamingResponse would see the end of the connection at the next part only, and leaves closing the generator
     to the garbage collector: the work would go on for nobody.
 
     Args:
@@ -32,7 +32,7 @@ class Stream(Response):
         held: What is held until the answer has ended.
 
     Attributes:
-        begins_at_once: Whether status and headers are sent before the first part has come. Where they are not, an error until then
+        begins_at_once: Whether status and headers are sent before the first part. Where they are not, an error until then
             has a status of its own.
     """
 
