@@ -124,3 +124,21 @@ async def test_a_caller_that_leaves_while_it_is_sent_a_part_closes_the_generator
     generator = parts()
     await Slow().read(generator)
     assert closed
+
+
+async def test_who_does_not_read_is_not_waited_for_longer_than_there_is_time() -> None:
+    freed: list[bool] = []
+    held = ExitStack()
+    held.callback(freed.append, True)
+
+    async def parts() -> AsyncGenerator[bytes, None]:
+        yield b"a"
+
+    class Deaf(Caller):
+        async def send(self, message: Any) -> None:
+            await super().send(message)
+            if message.get("body") == b"a":
+                await asyncio.Event().wait()
+
+    await asyncio.wait_for(Deaf().read(parts(), held=held, seconds=0.05), 10)
+    assert freed == [True]

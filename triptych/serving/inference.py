@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import ExitStack, aclosing
 from dataclasses import replace
@@ -41,6 +42,9 @@ from triptych.wire.open_inference import (
 )
 
 EXTENSIONS = ("binary_tensor_data",)
+
+SECONDS_FOR_THE_LAST_FRAME = 5.0
+"""What is left of a stream after its deadline: enough to say that it has passed."""
 
 
 def inference_router(models: Mapping[str, ServedModel], *, settings: StageSettings, guard: Guard) -> APIRouter:
@@ -147,7 +151,9 @@ async def _infer_in_frames(model: ServedModel, request: Request, settings: Stage
     deadline = read_deadline(request.headers, longest_seconds=settings.request_timeout_seconds)
     async with cancelled_at(deadline, stage=model.stage_name):
         wanted = await _read_request(model, request, settings)
-    return Stream(_frames(model, wanted, request, deadline), media_type=MEDIA_TYPE, held=place.pop_all())
+    parts = _frames(model, wanted, request, deadline)
+    seconds = deadline - time.monotonic() + SECONDS_FOR_THE_LAST_FRAME
+    return Stream(parts, media_type=MEDIA_TYPE, held=place.pop_all(), seconds=seconds)
 
 
 async def _frames(model: FramedModel, wanted: InferRequest, request: Request, deadline: float) -> AsyncGenerator[bytes, None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, aclosing, nullcontext
 from typing import ClassVar, Protocol
@@ -30,6 +31,7 @@ class Stream(Response):
         media_type: Of the body.
         headers: More of them.
         held: What is held until the answer has ended.
+        seconds: After which the answer is broken off: who reads slowly, or not at all, must not hold it for ever.
 
     Attributes:
         begins_at_once: Whether status and headers are sent before the first part. Where they are not, an error until then
@@ -45,6 +47,7 @@ class Stream(Response):
         media_type: str,
         headers: Mapping[str, str] | None = None,
         held: AbstractContextManager[object] | None = None,
+        seconds: float | None = None,
     ) -> None:
         # A proxy that collects an answer before it passes it on would turn progress into silence.
         super().__init__(
@@ -53,6 +56,7 @@ class Stream(Response):
         del self.headers["content-length"]
         self._parts = parts
         self._held = nullcontext() if held is None else held
+        self._seconds = seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         begun = False
@@ -72,13 +76,14 @@ class Stream(Response):
                 await begin()
             try:
                 async with (
+                    asyncio.timeout(self._seconds),
                     cancelled_when_the_client_leaves(receive),
                     aclosing(self._parts) as parts,
                     self.alongside(send_part),
                 ):
                     async for part in parts:
                         await send_part(part)
-            except ClientLeft:
+            except (ClientLeft, TimeoutError):
                 if not begun:
                     raise
         await send_part(b"", more=False)
