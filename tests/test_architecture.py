@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 import tomllib
@@ -158,6 +159,25 @@ def _faults(name: str, line: Room, each: Import) -> Iterator[str]:
 
 def test_imports_run_one_way(root: Path) -> None:
     assert violations(root) == []
+
+
+def documented_table(page: str) -> dict[str, tuple[set[str], set[str]]]:
+    """docs/architecture.md's table: a room's imports, and those inside functions only."""
+    stages = {"services/<stage>": ["services/text_encoder", "services/diffusion", "services/decoder"]}
+    table = {}
+    for rooms, imports in re.findall(r"^\| (`.+`) \| (.+) \|$", page.partition("| room | imports |")[2], re.MULTILINE):
+        anywhere, _, inside = imports.partition(";")
+        for name in re.findall(r"`(.+?)`", rooms):
+            for each in stages.get(name, [name]):
+                table[each] = (set(re.findall(r"`(.+?)`", anywhere)), set(re.findall(r"`(.+?)`", inside)))
+    return table
+
+
+def test_the_table_is_the_documented_one(root: Path) -> None:
+    documented = documented_table((root / "docs" / "architecture.md").read_text(encoding="utf-8"))
+    outside = {"triptych", "training", "benchmarks"}
+    held = {name: (line.imports - {"errors", "triptych"}, line.inside_functions) for name, line in TABLE.items()}
+    assert documented == {name: line for name, line in held.items() if name not in outside}
 
 
 def test_every_room_has_a_line(root: Path) -> None:
