@@ -51,6 +51,7 @@ containers: $(VENV)/.installed-test  ## build the images, run compose.yaml for r
 
 bench: $(VENV)/.installed-test  ## measure what the README states; the results go to benchmarks/results
 	$(VENV)/bin/python -m benchmarks.gateway
+	$(VENV)/bin/python -m benchmarks.batching
 	$(VENV)/bin/python -m benchmarks.adherence --keep
 
 train: $(VENV)/.installed-test  ## go on training the embedded model; state lives in the cache folder, and it can be stopped at any time

@@ -47,6 +47,12 @@ class TestGenerate:
         ended = run("generate", "a red circle", "--url", url)
         assert ended.err == "encoding\ndenoising\ndecoding\n"
 
+    def test_a_warning_is_no_error(self, run: Run, url: str) -> None:
+        ended = run("generate", "word " * 200, "--url", url, "--truncate")
+        assert ended.code == 0
+        assert "\nwarning: " in ended.err
+        assert "error" not in ended.err
+
     @pytest.mark.parametrize(("name", "kind"), [("a.jpg", "JPEG"), ("a.jpeg", "JPEG"), ("A.WEBP", "WEBP"), ("a.png", "PNG")])
     def test_the_ending_decides_the_format(self, run: Run, url: str, name: str, kind: str) -> None:
         assert run("generate", "x", "--url", url, "-o", name).code == 0

@@ -29,6 +29,11 @@ def complain(sentence: str, lines: tuple[str, ...] = ()) -> None:
         err.print(f"  {escape(line)}", style="dim")
 
 
+def warn(sentence: str) -> None:
+    """Something that the caller should know; the work is done all the same."""
+    err.print(f"[bold yellow]warning:[/] {escape(sentence)}")
+
+
 def log_line(service: str, line: str) -> None:
     """A line that a service logged, behind the service's name."""
     out.print(f"[cyan]{service:<12}[/] | {escape(line)}")

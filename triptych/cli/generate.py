@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any, cast
 
-from triptych.cli.console import complain, say, shown_progress
+from triptych.cli.console import say, shown_progress, warn
 from triptych.client import Client, Generation, Options
 from triptych.errors import InvalidValue, TriptychError
 
@@ -44,7 +44,7 @@ def write_pictures(
     if receipt is not None:
         _write(receipt, json.dumps(_receipt(generation), indent=1).encode())
     for warning in generation.warnings:
-        complain(warning)
+        warn(warning)
     return generation
 
 
