@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -60,7 +61,12 @@ class CallBatcher:
             self._waiting.append(part)
             if self._serving is None:
                 self._serving = asyncio.create_task(self._serve())
-            return await part.outputs
+            patience = None if deadline is None else max(0.0, deadline - time.monotonic())
+            try:
+                async with asyncio.timeout(patience):
+                    return await part.outputs
+            except TimeoutError:
+                raise self._worker.too_late() from None
 
     async def _serve(self) -> None:
         """Until nobody waits any more: gathers a batch, and calls."""

@@ -84,7 +84,7 @@ class Worker:
         finally:
             future.cancel()  # a job that has not begun never will; one that is done does not mind
         if not done:
-            raise self._too_late()
+            raise self.too_late()
         admission.jobs_left -= 1
         return future.result()
 
@@ -97,6 +97,10 @@ class Worker:
         jobs = max(0, fewest - 1) * len(self._admissions) + 1
         return jobs * (self._mean_job_seconds or _SECONDS_BEFORE_THE_FIRST_JOB)
 
+    def too_late(self) -> StageTimeout:
+        """What to raise where the deadline of a request has passed."""
+        return StageTimeout(f"the {self.stage} stage did not answer before the request's deadline", stage=self.stage)
+
     def close(self) -> None:
         """Waits for the job that runs. Those that wait, and all later ones, are refused. Blocks."""
         self._closed = True
@@ -106,7 +110,7 @@ class Worker:
         self._refuse_when_closed()
         started = time.monotonic()
         if deadline is not None and started >= deadline:
-            raise self._too_late()
+            raise self.too_late()
         try:
             return job()
         finally:
@@ -115,9 +119,6 @@ class Worker:
     def _remember(self, seconds: float) -> None:
         before = seconds if self._mean_job_seconds is None else self._mean_job_seconds
         self._mean_job_seconds = before + _WEIGHT_OF_THE_NEWEST * (seconds - before)
-
-    def _too_late(self) -> StageTimeout:
-        return StageTimeout(f"the {self.stage} stage did not answer before the request's deadline", stage=self.stage)
 
     def _refuse_when_closed(self) -> None:
         if self._closed:
