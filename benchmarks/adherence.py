@@ -41,17 +41,16 @@ def main() -> None:
     drawn = np.stack([draw(scene, rng).image for scene in scenes])
 
     from training.paint import Painter
-    from triptych.checkpoints.diffusers_folder import DiffusersFolder
     from triptych.checkpoints.registry import find_model
 
-    folder = find_model(arguments.model)
-    facts = DiffusersFolder(folder).facts
+    model = find_model(arguments.model)
+    facts = model.facts
     settings: dict[str, Any] = {
         "sampler": arguments.sampler or facts.sampler,
         "num_steps": arguments.steps or facts.num_steps,
         "guidance_scale": arguments.guidance or facts.guidance_scale,
     }
-    painter = Painter.from_folder(folder)
+    painter = Painter.of(model)
     started = time.perf_counter()
     images = painter.paint([plain_caption(scene) for scene in scenes], seeds=range(len(scenes)), **settings)
     seconds = time.perf_counter() - started

@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from triptych.checkpoints.diffusers_folder import ModelFacts, save_description, save_network
+from triptych.checkpoints.checkpoint import ModelFacts
+from triptych.checkpoints.diffusers_folder import save_description, save_network
 from triptych.models.config import CLIPTextConfig, UNetConfig, VAEConfig
 from triptych.models.tokenizer import END, START, save_tokenizer
 

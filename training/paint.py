@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 
-from triptych.checkpoints.diffusers_folder import DiffusersFolder, Network, load_network
+from triptych.checkpoints.checkpoint import Checkpoint, Network, load_network
 from triptych.models.tokenizer import Tokenizer
 from triptych.sampling.guidance import guide
 from triptych.sampling.noise import Purpose, normal
@@ -30,15 +29,14 @@ class Painter:
     schedule: ScheduleConfig
 
     @classmethod
-    def from_folder(cls, folder: Path) -> Painter:
-        """The painter of a model's folder."""
-        files = DiffusersFolder(folder)
+    def of(cls, files: Checkpoint) -> Painter:
+        """The painter of a model."""
         return cls(
             tokenizer=Tokenizer.from_folder(files.tokenizer),
             context_length=files.text_encoder.max_position_embeddings,
-            text_encoder=load_network(folder, Network.TEXT_ENCODER),
-            unet=load_network(folder, Network.UNET),
-            decoder=load_network(folder, Network.VAE_DECODER),
+            text_encoder=load_network(files, Network.TEXT_ENCODER),
+            unet=load_network(files, Network.UNET),
+            decoder=load_network(files, Network.VAE_DECODER),
             schedule=ScheduleConfig.from_dict(files.scheduler),
         )
 

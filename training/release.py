@@ -12,7 +12,8 @@ from training.unet import TEXT_WEIGHTS, trained_stage, unet_config
 from training.unet import WEIGHTS as UNET_WEIGHTS
 from training.vae import vae_config
 from training.world.captions import all_words
-from triptych.checkpoints.diffusers_folder import ModelFacts, save_description, save_network
+from triptych.checkpoints.checkpoint import ModelFacts
+from triptych.checkpoints.diffusers_folder import save_description, save_network
 from triptych.checkpoints.registry import EMBEDDED
 from triptych.models.text_encoder import build_text_encoder
 from triptych.models.unet import build_unet

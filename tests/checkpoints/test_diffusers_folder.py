@@ -12,16 +12,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from tests.tiny_models import FACTS, SCHEDULER, TEXT_ENCODER, UNET, VAE, write_tiny_model
-from triptych.checkpoints.diffusers_folder import (
-    DiffusersFolder,
-    ModelFacts,
-    Network,
-    load_network,
-    load_weights,
-    save_description,
-    save_network,
-    weights_digest,
-)
+from triptych.checkpoints.checkpoint import ModelFacts, Network, load_network, load_weights
+from triptych.checkpoints.diffusers_folder import DiffusersFolder, save_description, save_network
 from triptych.errors import CheckpointError
 
 Tensors = dict[str, np.ndarray]
@@ -37,7 +29,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def text_encoder(tmp_path_factory: pytest.TempPathFactory) -> keras.Model:
-    return load_network(write_tiny_model(tmp_path_factory.mktemp("tiny")), Network.TEXT_ENCODER)
+    return load_network(DiffusersFolder(write_tiny_model(tmp_path_factory.mktemp("tiny"))), Network.TEXT_ENCODER)
 
 
 def rewrite(path: Path, change: Callable[[Tensors], Tensors]) -> None:
@@ -99,23 +91,23 @@ def test_damaged_json_is_refused(folder: Path, content: str, sentence: str):
 
 def test_half_and_single_precision_are_read_alike(folder: Path, text_encoder: keras.Model):
     rewrite(folder / TEXT_FILE, lambda tensors: {key: array.astype(np.float32) for key, array in tensors.items()})
-    _assert_same_weights(load_network(folder, Network.TEXT_ENCODER), text_encoder)
+    _assert_same_weights(load_network(DiffusersFolder(folder), Network.TEXT_ENCODER), text_encoder)
 
 
 def test_keys_of_transformers_5_are_read(folder: Path, text_encoder: keras.Model):
     rewrite(folder / TEXT_FILE, lambda tensors: {key.removeprefix("text_model."): array for key, array in tensors.items()})
-    _assert_same_weights(load_network(folder, Network.TEXT_ENCODER), text_encoder)
+    _assert_same_weights(load_network(DiffusersFolder(folder), Network.TEXT_ENCODER), text_encoder)
 
 
 def test_position_ids_of_old_files_are_passed_over(folder: Path, text_encoder: keras.Model):
     rewrite(folder / TEXT_FILE, lambda tensors: {**tensors, "text_model.embeddings.position_ids": np.arange(16)})
-    _assert_same_weights(load_network(folder, Network.TEXT_ENCODER), text_encoder)
+    _assert_same_weights(load_network(DiffusersFolder(folder), Network.TEXT_ENCODER), text_encoder)
 
 
 def test_attention_of_old_vae_files_is_read(folder: Path):
     # As in Stable Diffusion 1.5 itself: other names, and in some files 1x1 convolutions in place of dense layers.
     names = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}
-    expected = load_network(folder, Network.VAE_DECODER)
+    expected = load_network(DiffusersFolder(folder), Network.VAE_DECODER)
 
     def as_of_old(tensors: Tensors) -> Tensors:
         old = {}
@@ -128,7 +120,7 @@ def test_attention_of_old_vae_files_is_read(folder: Path):
         return old
 
     rewrite(folder / VAE_FILE, as_of_old)
-    _assert_same_weights(load_network(folder, Network.VAE_DECODER), expected)
+    _assert_same_weights(load_network(DiffusersFolder(folder), Network.VAE_DECODER), expected)
 
 
 LAST_NORM = "text_model.final_layer_norm.weight"
@@ -159,13 +151,13 @@ FC1 = "text_model.encoder.layers.1.mlp.fc1.weight"
 def test_other_tensors_are_refused(folder: Path, text_encoder: keras.Model, change: Callable[[Tensors], Tensors], sentence: str):
     rewrite(folder / TEXT_FILE, change)
     with pytest.raises(CheckpointError, match=sentence):
-        load_weights(text_encoder, folder, Network.TEXT_ENCODER)
+        load_weights(text_encoder, DiffusersFolder(folder), Network.TEXT_ENCODER)
 
 
 def test_a_stray_tensor_beside_the_vae_is_refused(folder: Path):
     rewrite(folder / VAE_FILE, lambda tensors: {**tensors, "loss.logvar": np.zeros(1, np.float16)})
     with pytest.raises(CheckpointError, match=r"surplus loss\.logvar"):
-        load_network(folder, Network.VAE_DECODER)
+        load_network(DiffusersFolder(folder), Network.VAE_DECODER)
 
 
 @pytest.mark.parametrize("kept", [0, 4, 100, -1])
@@ -173,19 +165,19 @@ def test_a_truncated_file_is_refused(folder: Path, text_encoder: keras.Model, ke
     path = folder / TEXT_FILE
     path.write_bytes(path.read_bytes()[:kept])
     with pytest.raises(CheckpointError, match="is damaged"):
-        load_weights(text_encoder, folder, Network.TEXT_ENCODER)
+        load_weights(text_encoder, DiffusersFolder(folder), Network.TEXT_ENCODER)
 
 
 def test_a_pickle_is_refused_and_not_opened(folder: Path, text_encoder: keras.Model):
     (folder / TEXT_FILE).rename(folder / "text_encoder" / "pytorch_model.bin")
     with pytest.raises(CheckpointError, match=r"pytorch_model.bin is a pickle, .* convert it with diffusers"):
-        load_weights(text_encoder, folder, Network.TEXT_ENCODER)
+        load_weights(text_encoder, DiffusersFolder(folder), Network.TEXT_ENCODER)
 
 
 def test_a_missing_file_is_named(folder: Path, text_encoder: keras.Model):
     (folder / TEXT_FILE).unlink()
     with pytest.raises(CheckpointError, match=f"there is no .*{TEXT_FILE}"):
-        load_weights(text_encoder, folder, Network.TEXT_ENCODER)
+        load_weights(text_encoder, DiffusersFolder(folder), Network.TEXT_ENCODER)
 
 
 # Weights, written
@@ -193,29 +185,29 @@ def test_a_missing_file_is_named(folder: Path, text_encoder: keras.Model):
 
 def test_saved_again_the_bytes_are_the_same(folder: Path, tmp_path: Path):
     again = tmp_path / "again"
-    networks = {network: load_network(folder, network) for network in Network}
+    networks = {network: load_network(DiffusersFolder(folder), network) for network in Network}
     save_network(again, "text_encoder", TEXT_ENCODER, networks[Network.TEXT_ENCODER])
     save_network(again, "unet", UNET, networks[Network.UNET])
     save_network(again, "vae", VAE, networks[Network.VAE_DECODER], networks[Network.VAE_ENCODER])
     for network in Network:
-        assert weights_digest(again, network) == weights_digest(folder, network)
+        assert DiffusersFolder(again).weights_digest(network) == DiffusersFolder(folder).weights_digest(network)
 
 
 def test_the_digest_is_that_of_the_file(folder: Path):
-    before = weights_digest(folder, Network.TEXT_ENCODER)
+    before = DiffusersFolder(folder).weights_digest(Network.TEXT_ENCODER)
     assert before == hashlib.sha256((folder / TEXT_FILE).read_bytes()).hexdigest()
     rewrite(folder / TEXT_FILE, lambda tensors: {**tensors, LAST_NORM: tensors[LAST_NORM] + 1})
-    assert weights_digest(folder, Network.TEXT_ENCODER) != before
+    assert DiffusersFolder(folder).weights_digest(Network.TEXT_ENCODER) != before
 
 
 def test_another_seed_is_another_model(folder: Path, tmp_path: Path):
     other = write_tiny_model(tmp_path / "other", seed=1)
-    assert weights_digest(other, Network.UNET) != weights_digest(folder, Network.UNET)
+    assert DiffusersFolder(other).weights_digest(Network.UNET) != DiffusersFolder(folder).weights_digest(Network.UNET)
 
 
 @pytest.mark.parametrize("value", [1e5, np.nan])
 def test_what_half_precision_cannot_hold_is_not_saved(folder: Path, tmp_path: Path, value: float):
-    network = load_network(folder, Network.TEXT_ENCODER)
+    network = load_network(DiffusersFolder(folder), Network.TEXT_ENCODER)
     gamma = network.get_layer("text_model.final_layer_norm").gamma
     gamma.assign(np.full(gamma.shape, value, np.float32))
     with pytest.raises(CheckpointError, match=f"half precision cannot hold {LAST_NORM}; not saved"):

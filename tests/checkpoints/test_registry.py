@@ -4,12 +4,15 @@ from pathlib import Path
 
 import pytest
 
+from triptych.checkpoints.diffusers_folder import DiffusersFolder
 from triptych.checkpoints.registry import EMBEDDED, find_model
 from triptych.errors import CheckpointError
 
 
 def test_a_path_is_the_folder_itself(tmp_path: Path):
-    assert find_model(str(tmp_path)) == tmp_path
+    found = find_model(str(tmp_path))
+    assert isinstance(found, DiffusersFolder)
+    assert found.path == tmp_path
 
 
 def test_the_embedded_model_is_package_data():

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from tests.tiny_models import run_network
-from triptych.checkpoints.diffusers_folder import Network, load_network
+from triptych.checkpoints.checkpoint import Network, load_network
+from triptych.checkpoints.diffusers_folder import DiffusersFolder
 
 
 def normal(*shape: int) -> np.ndarray:
@@ -27,7 +28,7 @@ def outputs(folder: Path) -> dict[str, np.ndarray]:
     return {
         f"{network.value}.{name}": array
         for network, inputs in INPUTS.items()
-        for name, array in run_network(load_network(folder, network), inputs).items()
+        for name, array in run_network(load_network(DiffusersFolder(folder), network), inputs).items()
     }
 
 
@@ -37,7 +38,7 @@ def weights_without_gradient(folder: Path) -> list[str]:
 
     names = []
     for network, inputs in INPUTS.items():
-        model = load_network(folder, network)
+        model = load_network(DiffusersFolder(folder), network)
         with tf.GradientTape() as tape:
             outputs = model({name: tf.constant(array) for name, array in inputs.items()})
             loss = sum(tf.reduce_sum(output**2) for output in outputs.values())

@@ -18,7 +18,8 @@ from safetensors.numpy import load_file
 
 from tests import tiny_models
 from tests.tiny_models import TEXT_ENCODER, UNET, VAE, run_network
-from triptych.checkpoints.diffusers_folder import Network, load_network
+from triptych.checkpoints.checkpoint import Network, load_network
+from triptych.checkpoints.diffusers_folder import DiffusersFolder
 from triptych.models.config import CLIPTextConfig, UNetConfig, VAEConfig
 
 TOLERANCE = 1e-5
@@ -64,7 +65,7 @@ def test_unet_predicts_as_diffusers(config: UNetConfig, tmp_path: Path) -> None:
     latents, context = _normal(2, 16, 24, config.in_channels), _normal(2, 16, config.cross_attention_dim)
     timestep = np.array([981.0, 3.25], np.float32)
 
-    ours = load_network(tmp_path, Network.UNET)
+    ours = load_network(DiffusersFolder(tmp_path), Network.UNET)
     prediction = run_network(ours, {"latents": latents, "timestep": timestep, "context": context})["prediction"]
 
     expected = theirs(_channels_first(latents), torch.from_numpy(timestep), torch.from_numpy(context)).sample
@@ -77,8 +78,8 @@ def test_vae_encodes_and_decodes_as_diffusers(config: VAEConfig, tmp_path: Path)
     theirs.save_pretrained(tmp_path / "vae")
     images, latents = _normal(2, 32, 64, 3), _normal(2, 4, 8, 4)
 
-    encoded = run_network(load_network(tmp_path, Network.VAE_ENCODER), {"images": images})
-    decoded = run_network(load_network(tmp_path, Network.VAE_DECODER), {"latents": latents})
+    encoded = run_network(load_network(DiffusersFolder(tmp_path), Network.VAE_ENCODER), {"images": images})
+    decoded = run_network(load_network(DiffusersFolder(tmp_path), Network.VAE_DECODER), {"latents": latents})
 
     expected = theirs.encode(_channels_first(images)).latent_dist
     _assert_close(encoded["mean"], _channels_last(expected.mean))
@@ -93,7 +94,7 @@ def test_text_encoder_agrees_with_transformers(config: CLIPTextConfig, tmp_path:
     theirs.save_pretrained(tmp_path / "text_encoder")
     tokens = np.random.default_rng(0).integers(0, config.vocab_size, (2, config.max_position_embeddings)).astype(np.int32)
 
-    context = run_network(load_network(tmp_path, Network.TEXT_ENCODER), {"tokens": tokens})["context"]
+    context = run_network(load_network(DiffusersFolder(tmp_path), Network.TEXT_ENCODER), {"tokens": tokens})["context"]
 
     _assert_close(context, theirs(torch.from_numpy(tokens).long()).last_hidden_state.numpy())
 
@@ -127,7 +128,11 @@ def test_norms_have_their_epsilons(tmp_path: Path) -> None:
         (Network.VAE_ENCODER, vae),
         (Network.VAE_DECODER, vae),
     ):
-        ours = {layer.name: layer.epsilon for layer in load_network(folder, network).layers if hasattr(layer, "epsilon")}
+        ours = {
+            layer.name: layer.epsilon
+            for layer in load_network(DiffusersFolder(folder), network).layers
+            if hasattr(layer, "epsilon")
+        }
         assert len(ours) > 5
         assert ours == {name: theirs.get_submodule(name).eps for name in ours}
 

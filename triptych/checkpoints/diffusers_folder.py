@@ -17,13 +17,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
-from enum import StrEnum
+from contextlib import AbstractContextManager
+from dataclasses import asdict
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from triptych.checkpoints.weights import fill, first_names, half_precision_file
+from triptych.checkpoints.checkpoint import ModelFacts, Network
+from triptych.checkpoints.weights import TensorFile, half_precision_file, tensor_file
 from triptych.errors import CheckpointError
 from triptych.models.config import CLIPTextConfig, NetworkConfig, UNetConfig, VAEConfig
 
@@ -31,71 +32,8 @@ if TYPE_CHECKING:
     import keras
 
 
-class Network(StrEnum):
-    """The networks of a model. The VAE is two of them, in one folder and one file."""
-
-    TEXT_ENCODER = "text_encoder"
-    UNET = "unet"
-    VAE_ENCODER = "vae_encoder"
-    VAE_DECODER = "vae_decoder"
-
-    @property
-    def subfolder(self) -> str:
-        return "vae" if self in (Network.VAE_ENCODER, Network.VAE_DECODER) else self.value
-
-    @property
-    def foreign_prefixes(self) -> tuple[str, ...]:
-        """How the keys begin that are in the same file and belong to the other half of the VAE."""
-        match self:
-            case Network.VAE_ENCODER:
-                return ("decoder.", "post_quant_conv.")
-            case Network.VAE_DECODER:
-                return ("encoder.", "quant_conv.")
-            case _:
-                return ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelFacts:
-    """What triptych.json says.
-
-    Attributes:
-        model: The model's name.
-        latent_space, text_space: Names of what its VAE and its text encoder make; equal names fit together.
-        sizes: (width, height) in pixels of its pictures, the default first.
-        sampler, num_steps, guidance_scale: What it uses unless asked otherwise.
-        words: All words it knows, in lower case; None where it was trained on anything.
-    """
-
-    model: str
-    latent_space: str
-    text_space: str
-    sizes: tuple[tuple[int, int], ...]
-    sampler: str
-    num_steps: int
-    guidance_scale: float
-    words: tuple[str, ...] | None = None
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> ModelFacts:
-        names = {field.name for field in fields(cls)}
-        if surplus := values.keys() - names:
-            raise CheckpointError(f"triptych.json has keys that mean nothing: {first_names(surplus)}")
-        if missing := names - {"words"} - values.keys():
-            raise CheckpointError(f"triptych.json lacks {first_names(missing)}")
-        words = values.get("words")
-        try:
-            sizes = tuple((int(width), int(height)) for width, height in values["sizes"])
-        except (TypeError, ValueError) as error:
-            raise CheckpointError("sizes in triptych.json must be a list of [width, height]") from error
-        return cls(**{**values, "sizes": sizes, "words": None if words is None else tuple(words)})
-
-
 class DiffusersFolder:
-    """A model's folder. Each file is read when it is first asked for, so that a stage needs no more than its own.
-
-    All attributes raise CheckpointError where their file is missing, damaged, or describes what we do not have.
-    """
+    """See `Checkpoint`: a model's folder."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -129,39 +67,12 @@ class DiffusersFolder:
         config: NetworkConfig = getattr(self, network.subfolder)
         return config
 
+    def tensors(self, network: Network) -> AbstractContextManager[TensorFile]:
+        return tensor_file(_weights_file(self.path, network.subfolder), partial(_our_name, network))
 
-def load_network(folder: Path, network: Network, *, data_format: str | None = None) -> keras.Model:
-    """A network of the folder, built and with its weights.
-
-    Raises:
-        CheckpointError: As `load_weights`, and where the configuration is not one of ours.
-    """
-    from triptych.models.text_encoder import build_text_encoder
-    from triptych.models.unet import build_unet
-    from triptych.models.vae import build_vae_decoder, build_vae_encoder
-
-    files = DiffusersFolder(folder)
-    fresh = {"kernel_initializer": "zeros"}  # random ones would take longer than the loading
-    match network:
-        case Network.TEXT_ENCODER:
-            model = build_text_encoder(files.text_encoder, embeddings_initializer="zeros", **fresh)
-        case Network.UNET:
-            model = build_unet(files.unet, data_format=data_format, **fresh)
-        case Network.VAE_ENCODER:
-            model = build_vae_encoder(files.vae, data_format=data_format, **fresh)
-        case Network.VAE_DECODER:
-            model = build_vae_decoder(files.vae, data_format=data_format, **fresh)
-    load_weights(model, folder, network)
-    return model
-
-
-def load_weights(model: keras.Model, folder: Path, network: Network) -> None:
-    """Fills a network with the weights of the folder.
-
-    Raises:
-        CheckpointError: The file is missing, damaged or a pickle; or its tensors are not those of the network.
-    """
-    fill(model, _weights_file(folder, network.subfolder), partial(_our_name, network))
+    def weights_digest(self, network: Network) -> str:
+        with _weights_file(self.path, network.subfolder).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def save_network(folder: Path, subfolder: str, config: NetworkConfig, *models: keras.Model) -> None:
@@ -180,7 +91,7 @@ def save_network(folder: Path, subfolder: str, config: NetworkConfig, *models: k
 
 def save_description(folder: Path, facts: ModelFacts, scheduler: Mapping[str, Any]) -> None:
     """Writes what is beside the networks and the tokenizer: our facts, the noise schedule, and diffusers' list of parts."""
-    save_json(folder / "triptych.json", {name: value for name, value in asdict(facts).items() if value is not None})
+    save_json(folder / "triptych.json", {name: value for name, value in asdict(facts).items() if value not in (None, ())})
     save_json(folder / "scheduler" / "scheduler_config.json", scheduler)
     save_json(folder / "model_index.json", {**_MODEL_INDEX, "scheduler": ["diffusers", scheduler["_class_name"]]})
 
@@ -188,12 +99,6 @@ def save_description(folder: Path, facts: ModelFacts, scheduler: Mapping[str, An
 def save_json(path: Path, values: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-
-
-def weights_digest(folder: Path, network: Network) -> str:
-    """sha256 of the file that holds the network's weights, in hexadecimal."""
-    with _weights_file(folder, network.subfolder).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 _WEIGHTS_FILE = {
@@ -216,13 +121,19 @@ _MODEL_INDEX = {
     "safety_checker": [None, None],
 }
 
+# How the keys begin that are in the same file and belong to the other half of the VAE
+_FOREIGN_PREFIXES = {
+    Network.VAE_ENCODER: ("decoder.", "post_quant_conv."),
+    Network.VAE_DECODER: ("encoder.", "quant_conv."),
+}
+
 # Names that the attention of old VAE files has; SD 1.5 itself is one
 _OLD_ATTENTION = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
 
 
 def _our_name(network: Network, key: str) -> str | None:
     """The key as diffusers and transformers 4 write it; None for what is another network's, or no weight."""
-    if key.endswith(".position_ids") or key.startswith(network.foreign_prefixes):
+    if key.endswith(".position_ids") or key.startswith(_FOREIGN_PREFIXES.get(network, ())):
         return None
     if network is Network.TEXT_ENCODER and not key.startswith("text_model."):
         return f"text_model.{key}"

@@ -1,4 +1,4 @@
-"""Tensors of a safetensors file to and from the variables of Keras networks.
+"""Tensors on disk to and from the variables of Keras networks.
 
 A layer's name is the module path of the file, so that no table stands between: `conv_in` has `conv_in.weight` and
 `conv_in.bias`. Only the order of a kernel's axes differs.
@@ -6,9 +6,10 @@ A layer's name is the module path of the file, so that no table stands between: 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,30 +25,75 @@ if TYPE_CHECKING:
 _SUFFIX = {"kernel": "weight", "bias": "bias", "gamma": "weight", "beta": "bias", "embeddings": "weight"}
 
 
-def fill(model: keras.Model, path: Path, name_of: Callable[[str], str | None]) -> None:
-    """Fills a network with the tensors of a file, which is mapped into memory.
+class Tensors(Protocol):
+    """Tensors by name, each read when it is asked for."""
+
+    @property
+    def origin(self) -> str:
+        """Where they are from, for sentences."""
+
+    def names(self) -> Collection[str]:
+        """Diffusers' and transformers' 4 names of them, without those that belong elsewhere."""
+
+    def read(self, name: str) -> NDArray[Any]:
+        """One tensor, as its file has it, of half or single precision.
+
+        Raises:
+            CheckpointError: It is damaged or of another type.
+        """
+
+
+class TensorFile:
+    """See `Tensors`: those of one safetensors file, which is mapped into memory."""
+
+    def __init__(self, file: Any, path: Path, name_of: Callable[[str], str | None]) -> None:
+        self.origin = str(path)
+        self._file = file
+        self._key_of = {name: key for key in file.keys() if (name := name_of(key)) is not None}  # noqa: SIM118 - is no mapping
+
+    def names(self) -> Collection[str]:
+        return self._key_of.keys()
+
+    def read(self, name: str) -> NDArray[Any]:
+        key = self._key_of[name]
+        dtype = self._file.get_slice(key).get_dtype()
+        if dtype not in ("F16", "F32"):
+            raise CheckpointError(f"{self.origin}: {key} is of type {dtype}; only F16 and F32 are read")
+        return self._file.get_tensor(key)
+
+
+@contextmanager
+def tensor_file(path: Path, name_of: Callable[[str], str | None]) -> Iterator[TensorFile]:
+    """The tensors of a file while it is open.
 
     Args:
-        model: A network whose layers are named by module paths.
-        path: The safetensors file, of half or single precision.
+        path: The safetensors file.
         name_of: From a key of the file to our name of it, or None for what belongs elsewhere.
 
     Raises:
-        CheckpointError: The file is damaged, or its tensors are not those of the network.
+        CheckpointError: The file is damaged.
     """
-    variables = _variables(model)
     try:
         with safe_open(path, framework="numpy") as file:
-            keys = file.keys()  # the file is no mapping and cannot be iterated
-            key_of = {name: key for key in keys if (name := name_of(key)) is not None}
-            _refuse_other_names(path, key_of.keys(), variables.keys())
-            for name, variable in variables.items():
-                array = _in_keras_order(_read(file, key_of[name], path), variable)
-                if array.shape != tuple(variable.shape):
-                    raise CheckpointError(f"{path}: {name} has shape {array.shape} in Keras' order, not {tuple(variable.shape)}")
-                variable.assign(array.astype(np.float32))
+            yield TensorFile(file, path, name_of)
     except SafetensorError as error:
         raise CheckpointError(f"{path} is damaged: {error}") from error
+
+
+def fill(model: keras.Model, tensors: Tensors) -> None:
+    """Fills a network with tensors.
+
+    Raises:
+        CheckpointError: They are not those of the network, or damaged.
+    """
+    variables = _variables(model)
+    _refuse_other_names(tensors, variables.keys())
+    for name, variable in variables.items():
+        array = _in_keras_order(tensors.read(name), variable)
+        if array.shape != tuple(variable.shape):
+            shape = tuple(variable.shape)
+            raise CheckpointError(f"{tensors.origin}: {name} has shape {array.shape} in Keras' order, not {shape}")
+        variable.assign(array.astype(np.float32))
 
 
 def half_precision_file(models: Iterable[keras.Model]) -> bytes:
@@ -73,13 +119,6 @@ def _variables(model: keras.Model) -> dict[str, Any]:
     return {f"{layer.name}.{_SUFFIX[variable.name]}": variable for layer in model.layers for variable in layer.weights}
 
 
-def _read(file: Any, key: str, path: Path) -> NDArray[Any]:
-    dtype = file.get_slice(key).get_dtype()
-    if dtype not in ("F16", "F32"):
-        raise CheckpointError(f"{path}: {key} is of type {dtype}; only F16 and F32 are read")
-    return file.get_tensor(key)
-
-
 def _in_keras_order(array: NDArray[Any], variable: Any) -> NDArray[Any]:
     if variable.name != "kernel":
         return array
@@ -98,8 +137,9 @@ def _for_disk(variable: Any) -> NDArray[np.float16]:
         return np.ascontiguousarray(array, dtype=np.float16)
 
 
-def _refuse_other_names(path: Path, found: Collection[str], wanted: Collection[str]) -> None:
-    if missing := set(wanted) - set(found):
-        raise CheckpointError(f"{path} is not of this architecture: it lacks {first_names(missing)}")
-    if surplus := set(found) - set(wanted):
-        raise CheckpointError(f"{path} is not of this architecture: it has surplus {first_names(surplus)}")
+def _refuse_other_names(tensors: Tensors, wanted: Collection[str]) -> None:
+    found = set(tensors.names())
+    if missing := set(wanted) - found:
+        raise CheckpointError(f"{tensors.origin} is not of this architecture: it lacks {first_names(missing)}")
+    if surplus := found - set(wanted):
+        raise CheckpointError(f"{tensors.origin} is not of this architecture: it has surplus {first_names(surplus)}")

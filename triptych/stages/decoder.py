@@ -6,7 +6,7 @@ import asyncio
 
 import numpy as np
 
-from triptych.checkpoints.diffusers_folder import Network
+from triptych.checkpoints.checkpoint import Network
 from triptych.contract import (
     Decoded,
     DecodeRequest,

@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import AsyncGenerator
 from functools import lru_cache
 
-from triptych.checkpoints.diffusers_folder import Network
+from triptych.checkpoints.checkpoint import Network
 from triptych.contract import (
     DenoiseEvent,
     DenoiseRequest,

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import ClassVar, Generic, TypeVar
 
-from triptych.checkpoints.diffusers_folder import DiffusersFolder, Network, load_network, weights_digest
+from triptych.checkpoints.checkpoint import Network, load_network
 from triptych.checkpoints.registry import find_model
 from triptych.contract import DecoderIdentity, DiffusionIdentity, Numerics, StageName, TextEncoderIdentity
 from triptych.engines import CompiledNetwork, Exactness, NetworkSource, RowSpec, get_engine
@@ -87,7 +87,7 @@ class NetworkLoader:
     """
 
     def __init__(self, options: StageOptions, default_batch_sizes: tuple[int, ...]) -> None:
-        self.files = DiffusersFolder(find_model(options.model))
+        self.files = find_model(options.model)
         self.all_from_cache = True
         self._options = options
         self._batch_sizes = options.batch_sizes or default_batch_sizes
@@ -119,7 +119,7 @@ class NetworkLoader:
 
     def weights_digest(self, network: Network) -> str:
         if network not in self._digests:  # gigabytes to read
-            self._digests[network] = weights_digest(self.files.path, network)
+            self._digests[network] = self.files.weights_digest(network)
         return self._digests[network]
 
     def sizes(self, granularity: int) -> tuple[tuple[int, int], ...]:
@@ -146,7 +146,7 @@ class NetworkLoader:
         """
         source = NetworkSource(
             name=network,
-            build=partial(load_network, self.files.path, network),
+            build=partial(load_network, self.files, network),
             key={
                 "network": network,
                 "weights": self.weights_digest(network),

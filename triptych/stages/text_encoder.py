@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from triptych.checkpoints.diffusers_folder import Network
+from triptych.checkpoints.checkpoint import Network
 from triptych.contract import Encoded, EncodeRequest, Float32, StageName, TextEncoderIdentity
 from triptych.engines import RowSpec
 from triptych.errors import InvalidValue
