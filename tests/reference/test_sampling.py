@@ -64,7 +64,8 @@ def test_every_evaluation_agrees_with_diffusers(sampler: str, options: dict) -> 
         latents, state = plan.initial(normal(0, Purpose.INITIAL, 0, SHAPE))
         assert_close(latents, theirs["latents"][0])
         for position in range(plan.num_evaluations):
-            assert_close(plan.network_input(latents, position), theirs["network_inputs"][position])
+            # Of their latents: of ours, what float32 lost in a latent of 9,305 is larger than the tolerance on the input of 3.
+            assert_close(plan.network_input(theirs["latents"][position], position), theirs["network_inputs"][position])
             latents, state = plan.advance(latents, state, position, predictions[position], noises[position])
             assert_close(latents, theirs["latents"][position + 1], before=theirs["latents"][position])
 
@@ -129,6 +130,9 @@ def test_the_stored_values_are_what_diffusers_computes_today() -> None:
     used = 0
     for case in cases:
         run = run_diffusers(case["sampler"], case["options"], case["num_steps"], STORED_SHAPE)["latents"]
-        np.testing.assert_allclose(latents[used : used + len(run)], run, rtol=1e-5, atol=1e-5)
+        # No closer than ours are held to: processors round in their own ways, and noise over signal of 4,096 makes it large.
+        kept = latents[used : used + len(run)]
+        for position, theirs in enumerate(run):
+            assert_close(kept[position], theirs, before=run[max(position - 1, 0)])
         used += len(run)
     assert used == len(latents)
