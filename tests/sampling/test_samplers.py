@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from triptych.errors import InvalidValue
+from triptych.errors import CheckpointError, InvalidValue
 from triptych.sampling.noise import Purpose, normal
 from triptych.sampling.plan import Plan
-from triptych.sampling.samplers import SAMPLERS, make_plan, named_sampler
+from triptych.sampling.samplers import REPLACEMENTS, SAMPLERS, make_plan, named_sampler, replaced_sampler
 from triptych.sampling.schedule import BetaSchedule, FinalSigma, ScheduleConfig, TimestepSpacing
 
 TOLERANCE = 1e-4
@@ -165,7 +165,11 @@ def test_an_impossible_number_of_steps_is_refused(sampler: str, num_steps: int) 
     ("scheduler_config", "sampler"),
     [
         ({"_class_name": "DDIMScheduler"}, "ddim"),
-        ({"_class_name": "PNDMScheduler"}, "pndm"),
+        ({"_class_name": "DDIMParallelScheduler"}, "ddim"),
+        ({"_class_name": "PNDMScheduler", "skip_prk_steps": True}, "pndm"),
+        ({"_class_name": "PNDMScheduler"}, None),
+        ({"_class_name": "EulerDiscreteScheduler", "use_beta_sigmas": None}, "euler"),
+        ({"_class_name": "EulerDiscreteScheduler", "use_beta_sigmas": True}, None),
         ({"_class_name": "EulerDiscreteScheduler", "use_karras_sigmas": False}, "euler"),
         ({"_class_name": "EulerDiscreteScheduler", "use_karras_sigmas": True}, None),
         ({"_class_name": "EulerAncestralDiscreteScheduler"}, "euler_ancestral"),
@@ -181,3 +185,47 @@ def test_an_impossible_number_of_steps_is_refused(sampler: str, num_steps: int) 
 )
 def test_the_sampler_that_a_checkpoint_recommends(scheduler_config: dict[str, Any], sampler: str | None) -> None:
     assert named_sampler(scheduler_config) == sampler
+
+
+@pytest.mark.parametrize(
+    ("scheduler_config", "sampler", "wanted"),
+    [
+        ({"_class_name": "DEISMultistepScheduler", "solver_type": "logrho"}, "dpm++_2m", "DEISMultistepScheduler"),
+        ({"_class_name": "HeunDiscreteScheduler", "use_karras_sigmas": True}, "dpm++_2m_karras", "HeunDiscreteScheduler"),
+        ({"_class_name": "LMSDiscreteScheduler", "use_karras_sigmas": True}, "euler", "LMSDiscreteScheduler"),
+        ({"_class_name": "DDPMScheduler"}, "ddim", "DDPMScheduler"),
+        ({"_class_name": "PNDMScheduler", "skip_prk_steps": False}, "pndm", "PNDMScheduler with options that we do not have"),
+        (
+            {"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "sde-dpmsolver++", "use_karras_sigmas": True},
+            "dpm++_2m_karras",
+            "DPMSolverMultistepScheduler with options that we do not have",
+        ),
+    ],
+)
+def test_a_sampler_we_do_not_have_is_replaced_and_named(scheduler_config: dict[str, Any], sampler: str, wanted: str) -> None:
+    sentence = f"the model recommends {wanted}; {sampler} is used in its place"
+    assert replaced_sampler(scheduler_config) == (sampler, sentence)
+
+
+def test_a_sampler_we_have_is_not_replaced() -> None:
+    assert replaced_sampler({"_class_name": "DDIMScheduler"}) == ("ddim", None)
+
+
+@pytest.mark.parametrize("name", REPLACEMENTS)
+def test_what_replaces_a_sampler_is_one_of_ours(name: str) -> None:
+    assert REPLACEMENTS[name] in SAMPLERS
+
+
+@pytest.mark.parametrize(
+    ("scheduler_config", "sentence"),
+    [
+        ({}, "names no scheduler: it lacks _class_name"),
+        ({"_class_name": 3}, "names no scheduler"),
+        ({"_class_name": "LCMScheduler"}, "trained to be sampled by LCMScheduler, which nothing here can stand in for"),
+        ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, "FlowMatchEulerDiscreteScheduler"),
+        ({"_class_name": "DPMSolverMultistepScheduler", "use_flow_sigmas": True}, "nothing here can stand in for"),
+    ],
+)
+def test_a_sampler_that_nothing_replaces_is_refused(scheduler_config: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(CheckpointError, match=sentence):
+        replaced_sampler(scheduler_config)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from triptych.sampling.guidance import guide
 from triptych.sampling.noise import NOISE_VERSION, Purpose, normal
 from triptych.sampling.plan import Plan
-from triptych.sampling.samplers import SAMPLERS, make_plan, named_sampler
+from triptych.sampling.samplers import SAMPLERS, make_plan, named_sampler, replaced_sampler
 from triptych.sampling.schedule import PredictionType, ScheduleConfig, TimestepSpacing
 
 __all__ = [
@@ -23,4 +23,5 @@ __all__ = [
     "make_plan",
     "named_sampler",
     "normal",
+    "replaced_sampler",
 ]

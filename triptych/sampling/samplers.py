@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from triptych.errors import InvalidValue
+from triptych.errors import CheckpointError, InvalidValue
 from triptych.sampling.ddim import ddim
 from triptych.sampling.dpmpp_2m import dpmpp_2m
 from triptych.sampling.euler import euler
@@ -55,11 +55,11 @@ def named_sampler(scheduler_config: Mapping[str, Any]) -> str | None:
     """The sampler that a `scheduler_config.json` recommends by its class and options; None where it is none of ours."""
     karras = bool(scheduler_config.get("use_karras_sigmas"))
     match scheduler_config.get("_class_name"):
-        case "DDIMScheduler":
+        case "DDIMScheduler" | "DDIMParallelScheduler":
             return "ddim"
-        case "PNDMScheduler":
+        case "PNDMScheduler" if scheduler_config.get("skip_prk_steps", False):
             return "pndm"
-        case "EulerDiscreteScheduler" if not karras:
+        case "EulerDiscreteScheduler" if not karras and _options_are(scheduler_config, _SIGMAS):
             return "euler"
         case "EulerAncestralDiscreteScheduler":
             return "euler_ancestral"
@@ -70,7 +70,53 @@ def named_sampler(scheduler_config: Mapping[str, Any]) -> str | None:
     return None
 
 
-_MULTISTEP = {"solver_order": 2, "use_exponential_sigmas": False, "use_beta_sigmas": False, "use_flow_sigmas": False}
+REPLACEMENTS: Mapping[str, str] = {
+    "DDPMParallelScheduler": "ddim",
+    "DDPMScheduler": "ddim",
+    "DEISMultistepScheduler": "dpm++_2m",
+    "DPMSolverMultistepScheduler": "dpm++_2m",
+    "DPMSolverSDEScheduler": "dpm++_2m",
+    "DPMSolverSinglestepScheduler": "dpm++_2m",
+    "EulerDiscreteScheduler": "euler",
+    "HeunDiscreteScheduler": "dpm++_2m",
+    "KDPM2AncestralDiscreteScheduler": "euler_ancestral",
+    "KDPM2DiscreteScheduler": "dpm++_2m",
+    "LMSDiscreteScheduler": "euler",
+    "PNDMScheduler": "pndm",
+    "SASolverScheduler": "dpm++_2m",
+    "UniPCMultistepScheduler": "unipc",
+}
+"""What stands in for a class, or for options of a class, that `named_sampler` does not know: a sampler of the same schedule
+that comes to the same pictures, or to pictures as good, in as many steps. Where Karras' sigmas are asked for, dpm++_2m is
+dpm++_2m_karras. Other classes belong to networks that were trained to be sampled in their way alone."""
+
+
+def replaced_sampler(scheduler_config: Mapping[str, Any]) -> tuple[str, str | None]:
+    """The sampler that a `scheduler_config.json` comes to, and a sentence where it is not the very one that it recommends.
+
+    Raises:
+        CheckpointError: It names no class, or one that nothing here can stand in for.
+    """
+    if (sampler := named_sampler(scheduler_config)) is not None:
+        return sampler, None
+    name = scheduler_config.get("_class_name")
+    if not isinstance(name, str):
+        raise CheckpointError("scheduler_config.json names no scheduler: it lacks _class_name")
+    if name not in REPLACEMENTS or scheduler_config.get("use_flow_sigmas"):
+        raise CheckpointError(
+            f"the model was trained to be sampled by {name[:64]}, which nothing here can stand in for; "
+            "models of Stable Diffusion 1.x and 2.x that diffusers samples by DDIM, PNDM, Euler or DPM-Solver are served"
+        )
+    sampler = REPLACEMENTS[name]
+    if sampler == "dpm++_2m" and scheduler_config.get("use_karras_sigmas"):
+        sampler = "dpm++_2m_karras"
+    wanted = f"{name} with options that we do not have" if name in _KNOWN_IN_PART else name
+    return sampler, f"the model recommends {wanted}; {sampler} is used in its place"
+
+
+_KNOWN_IN_PART = {"DPMSolverMultistepScheduler", "EulerDiscreteScheduler", "PNDMScheduler", "UniPCMultistepScheduler"}
+_SIGMAS = {"use_exponential_sigmas": False, "use_beta_sigmas": False}
+_MULTISTEP = _SIGMAS | {"solver_order": 2, "use_flow_sigmas": False}
 _DPMPP_2M = _MULTISTEP | {
     "algorithm_type": "dpmsolver++",
     "solver_type": "midpoint",
@@ -81,4 +127,5 @@ _UNIPC = _MULTISTEP | {"solver_type": "bh2", "predict_x0": True, "disable_correc
 
 
 def _options_are(scheduler_config: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
-    return all(scheduler_config.get(name, value) == value for name, value in wanted.items())
+    """Whether all options are as wanted; absent and null ones are diffusers' defaults, which are wanted."""
+    return all(scheduler_config.get(name) in (None, value) for name, value in wanted.items())
