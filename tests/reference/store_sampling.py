@@ -118,12 +118,20 @@ def predictions_and_noises(num_evaluations: int, shape: tuple[int, ...]) -> tupl
     return predictions, noises
 
 
-def run_diffusers(sampler: str, options: dict[str, Any], num_steps: int, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
+def original(shape: tuple[int, ...]) -> np.ndarray:
+    """The known latents of a run that does not begin with noise alone."""
+    return normal(3, Purpose.POSTERIOR, 0, shape)
+
+
+def run_diffusers(
+    sampler: str, options: dict[str, Any], num_steps: int, shape: tuple[int, ...], first_step: int = 0
+) -> dict[str, np.ndarray]:
     """A whole run of diffusers' scheduler.
 
     Args:
         options: Of scheduler_config.json, and `eta`.
         shape: Of the latents.
+        first_step: Steps left out at the start, as image-to-image does; the latents begin as a known picture that is as noisy.
 
     Returns:
         `timesteps` (E,); `network_inputs` (E, *shape); `latents` (E + 1, *shape), before each evaluation and after the last.
@@ -133,9 +141,15 @@ def run_diffusers(sampler: str, options: dict[str, Any], num_steps: int, shape: 
     name, fixed = SCHEDULERS[sampler]
     scheduler = getattr(diffusers, name).from_config(config | fixed)
     scheduler.set_timesteps(num_steps)
-    timesteps = scheduler.timesteps
+    timesteps = scheduler.timesteps[first_step:]
     predictions, noises = (torch.from_numpy(each) for each in predictions_and_noises(len(timesteps), shape))
-    latents = torch.from_numpy(normal(0, Purpose.INITIAL, 0, shape)) * scheduler.init_noise_sigma
+    latents = torch.from_numpy(normal(0, Purpose.INITIAL, 0, shape))
+    if first_step:
+        if hasattr(scheduler, "set_begin_index"):
+            scheduler.set_begin_index(first_step)
+        latents = scheduler.add_noise(torch.from_numpy(original(shape)), latents, timesteps[:1])
+    else:
+        latents = latents * scheduler.init_noise_sigma
     all_latents, network_inputs = [latents], []
     for timestep, prediction, noise in zip(timesteps, predictions, noises, strict=True):
         network_inputs.append(scheduler.scale_model_input(latents, timestep))

@@ -18,6 +18,7 @@ from tests.reference.store_sampling import (
     STORED,
     TRAILING,
     ZERO_SNR,
+    original,
     predictions_and_noises,
     run_diffusers,
 )
@@ -68,6 +69,24 @@ def test_every_evaluation_agrees_with_diffusers(sampler: str, options: dict) -> 
             assert_close(plan.network_input(theirs["latents"][position], position), theirs["network_inputs"][position])
             latents, state = plan.advance(latents, state, position, predictions[position], noises[position])
             assert_close(latents, theirs["latents"][position + 1], before=theirs["latents"][position])
+
+
+@pytest.mark.parametrize("first_step", [1, 4, 9])
+@pytest.mark.parametrize(("sampler", "options"), [case for case in CASES if case.values[0] != "pndm"])
+def test_a_denoising_that_begins_in_the_middle_agrees_with_diffusers(sampler: str, options: dict, first_step: int) -> None:
+    # Not PNDM: cut so, diffusers' begins with the second half of a step that it never began.
+    theirs = run_diffusers(sampler, options, 10, SHAPE, first_step)
+    extra = {"eta": options["eta"]} if "eta" in options else {}
+    plan = make_plan(sampler, ScheduleConfig.from_dict(options), 10, first_step=first_step, **extra)
+    np.testing.assert_array_equal(plan.timesteps, theirs["timesteps"])
+
+    predictions, noises = predictions_and_noises(plan.num_evaluations, SHAPE)
+    noise = normal(0, Purpose.INITIAL, 0, SHAPE)
+    latents, state = plan.add_noise(original(SHAPE), noise, 0), plan.initial(noise)[1]
+    assert_close(latents, theirs["latents"][0])
+    for position in range(plan.num_evaluations):
+        latents, state = plan.advance(latents, state, position, predictions[position], noises[position])
+        assert_close(latents, theirs["latents"][position + 1], before=theirs["latents"][position])
 
 
 def assert_close(ours: np.ndarray, theirs: np.ndarray, *, before: np.ndarray | float = 0.0) -> None:

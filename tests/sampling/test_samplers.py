@@ -229,3 +229,31 @@ def test_what_replaces_a_sampler_is_one_of_ours(name: str) -> None:
 def test_a_sampler_that_nothing_replaces_is_refused(scheduler_config: dict[str, Any], sentence: str) -> None:
     with pytest.raises(CheckpointError, match=sentence):
         replaced_sampler(scheduler_config)
+
+
+@pytest.mark.parametrize("first_step", [-1, 5, 6])
+def test_steps_that_there_are_not_cannot_be_left_out(first_step: int) -> None:
+    with pytest.raises(InvalidValue, match=f"of 5 steps, {first_step} cannot be left out"):
+        make_plan("euler", ScheduleConfig(), 5, first_step=first_step)
+
+
+@pytest.mark.parametrize(
+    ("strength", "num_steps", "first_step"), [(1.0, 25, 0), (0.8, 25, 5), (0.5, 25, 13), (0.04, 25, 24), (0.999, 25, 1)]
+)
+def test_a_strength_leaves_out_steps_as_in_diffusers(strength: float, num_steps: int, first_step: int) -> None:
+    assert first_step_of(strength, num_steps) == first_step
+
+
+@pytest.mark.parametrize(
+    ("strength", "sentence"),
+    [
+        (0.0, r"strength 0.0 of 25 steps leaves none"),
+        (0.039, "leaves none"),
+        (-0.1, "between 0 and 1"),
+        (1.01, "between 0 and 1"),
+    ],
+)
+def test_a_strength_that_leaves_nothing_to_do_is_refused(strength: float, sentence: str) -> None:
+    with pytest.raises(InvalidValue, match=sentence) as refused:
+        first_step_of(strength, 25)
+    assert refused.value.param == "strength"

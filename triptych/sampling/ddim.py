@@ -31,7 +31,7 @@ def ddim_std(level: Level, next_level: Level, eta: float) -> float:
     return eta * (next_level.noise / level.noise) * math.sqrt(1.0 - (level.signal / next_level.signal) ** 2)
 
 
-def ddim(config: ScheduleConfig, num_steps: int, *, eta: float = 0.0) -> Plan:
+def ddim(config: ScheduleConfig, num_steps: int, *, first_step: int = 0, eta: float = 0.0) -> Plan:
     """The plan of DDIM: one evaluation a step, no sampler state, noise where eta is not 0.
 
     A step leads to the timestep that is `num_train_timesteps // num_steps` below, as in diffusers, whether or not the next step
@@ -46,7 +46,7 @@ def ddim(config: ScheduleConfig, num_steps: int, *, eta: float = 0.0) -> Plan:
     """
     if not 0.0 <= eta <= 1.0:
         raise InvalidValue(f"eta must be between 0 and 1, not {eta}", param="eta")
-    timesteps = spaced_timesteps(config, num_steps, default=TimestepSpacing.LEADING)
+    timesteps = spaced_timesteps(config, num_steps, default=TimestepSpacing.LEADING)[first_step:]
     levels = [level_at(config, int(timestep)) for timestep in timesteps]
     if config.timestep_spacing in (TimestepSpacing.KERAS_CV, TimestepSpacing.KERAS_CV_0_8):
         targets = [*levels[1:], _level_below(config, -1)]

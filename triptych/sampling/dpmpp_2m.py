@@ -45,17 +45,18 @@ def change_ahead(original: Float64, previous: Float64, levels: Sequence[Level]) 
     return (after - now) / (now - before) * (original - previous)
 
 
-def dpmpp_2m(config: ScheduleConfig, num_steps: int, *, karras: bool = False) -> Plan:
+def dpmpp_2m(config: ScheduleConfig, num_steps: int, *, first_step: int = 0, karras: bool = False) -> Plan:
     """The plan of DPM-Solver++(2M): one evaluation a step, no noise, one array of sampler state: the previous predicted original.
 
     Raises:
         InvalidValue: No plan of so many steps.
     """
     timesteps, sigmas = _karras(config, num_steps) if karras else _spaced(config, num_steps)
+    timesteps, sigmas = timesteps[first_step:], sigmas[first_step:]
     levels = [*(Level.of_sigma(float(sigma)) for sigma in sigmas), final_level(config)]
     count = len(timesteps)
     # To no noise at all, the second-order step is infinitely long.
-    ends_low = config.final_sigmas_type == FinalSigma.ZERO or (config.lower_order_final and count < MANY_STEPS)
+    ends_low = config.final_sigmas_type == FinalSigma.ZERO or (config.lower_order_final and num_steps < MANY_STEPS)
 
     def advance(
         position: int, latents: Float64, state: Sequence[Float64], prediction: Float64, noise: Float64

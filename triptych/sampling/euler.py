@@ -23,13 +23,13 @@ def euler_step(latents: Float64, original: Float64, sigma: float, next_sigma: fl
     return latents + (next_sigma - sigma) * derivative
 
 
-def euler(config: ScheduleConfig, num_steps: int) -> Plan:
+def euler(config: ScheduleConfig, num_steps: int, *, first_step: int = 0) -> Plan:
     """The plan of Euler's method: one evaluation a step, no sampler state, no noise.
 
     Raises:
         InvalidValue: No plan of so many steps.
     """
-    timesteps, levels = euler_levels(config, num_steps, final_level(config))
+    timesteps, levels = euler_levels(config, num_steps, first_step, final_level(config))
 
     def advance(
         position: int, latents: Float64, state: Sequence[Float64], prediction: Float64, noise: Float64
@@ -49,9 +49,9 @@ def euler(config: ScheduleConfig, num_steps: int) -> Plan:
     )
 
 
-def euler_levels(config: ScheduleConfig, num_steps: int, last: Level) -> tuple[Float64, list[Level]]:
+def euler_levels(config: ScheduleConfig, num_steps: int, first_step: int, last: Level) -> tuple[Float64, list[Level]]:
     """Timesteps, which linspace does not round, and the levels before each and after the last."""
-    timesteps = spaced_timesteps(config, num_steps, default=TimestepSpacing.LINSPACE, whole=False)
+    timesteps = spaced_timesteps(config, num_steps, default=TimestepSpacing.LINSPACE, whole=False)[first_step:]
     return timesteps, [*(Level.of_sigma(float(sigma)) for sigma in sigmas_at(config, timesteps)), last]
 
 

@@ -18,13 +18,13 @@ def ancestral_sigmas(sigma: float, next_sigma: float) -> tuple[float, float]:
     return down, up
 
 
-def euler_ancestral(config: ScheduleConfig, num_steps: int) -> Plan:
+def euler_ancestral(config: ScheduleConfig, num_steps: int, *, first_step: int = 0) -> Plan:
     """The plan of ancestral Euler: one evaluation a step, no sampler state, noise at every step but the last. Ends at no noise.
 
     Raises:
         InvalidValue: No plan of so many steps.
     """
-    timesteps, levels = euler_levels(config, num_steps, CLEAN)
+    timesteps, levels = euler_levels(config, num_steps, first_step, CLEAN)
 
     def advance(
         position: int, latents: Float64, state: Sequence[Float64], prediction: Float64, noise: Float64

@@ -40,7 +40,7 @@ def linear_multistep(newest: Float64, earlier: Sequence[Float64]) -> Float64:
     raise AssertionError("at most three predictions are kept")
 
 
-def pndm(config: ScheduleConfig, num_steps: int) -> Plan:
+def pndm(config: ScheduleConfig, num_steps: int, *, first_step: int = 0) -> Plan:
     """The plan of PNDM: one evaluation a step but two in the first, no noise.
 
     The second evaluation takes the first step again, by the mean of the predictions at its two ends. Three arrays of sampler
@@ -52,7 +52,7 @@ def pndm(config: ScheduleConfig, num_steps: int) -> Plan:
     """
     if config.rescale_betas_zero_snr:
         raise InvalidValue("pndm does not go with rescale_betas_zero_snr: it cannot step from pure noise", param="sampler")
-    timesteps = spaced_timesteps(config, num_steps, default=TimestepSpacing.LEADING)
+    timesteps = spaced_timesteps(config, num_steps, default=TimestepSpacing.LEADING)[first_step:]
     stride = config.num_train_timesteps // num_steps
     count = len(timesteps)
     steps = list(range(count))

@@ -25,19 +25,23 @@ SAMPLERS: Mapping[str, Callable[..., Plan]] = {
     "unipc": unipc,
     "pndm": pndm,
 }
-"""Each takes a ScheduleConfig and a number of steps. A new sampler is one file, a line here, and lines in the reference table."""
+"""Each takes a ScheduleConfig, a number of steps and `first_step`.
+
+A new sampler is one file, a line here, and lines in the reference table.
+"""
 
 OPTIONS: Mapping[str, frozenset[str]] = {"ddim": frozenset({"eta"})}
 """What else a sampler takes, by name."""
 
 
-def make_plan(sampler: str, config: ScheduleConfig, num_steps: int, **options: float) -> Plan:
+def make_plan(sampler: str, config: ScheduleConfig, num_steps: int, *, first_step: int = 0, **options: float) -> Plan:
     """The plan of a denoising.
 
     Args:
         sampler: One of SAMPLERS.
         config: The network's noise schedule.
         num_steps: At least 1; at most as many as the sampler finds distinct timesteps for.
+        first_step: Steps to leave out at the start, fewer than `num_steps`: the plan begins with latents as noisy as after them.
         options: Of the sampler: `eta` (0 to 1) of ddim.
 
     Raises:
@@ -48,7 +52,27 @@ def make_plan(sampler: str, config: ScheduleConfig, num_steps: int, **options: f
     for name in options:
         if name not in OPTIONS.get(sampler, ()):
             raise InvalidValue(f"the sampler {sampler} takes no {name}", param=name)
-    return SAMPLERS[sampler](config, num_steps, **options)
+    if not 0 <= first_step < max(num_steps, 1):
+        raise InvalidValue(f"of {num_steps} steps, {first_step} cannot be left out", param="strength")
+    return SAMPLERS[sampler](config, num_steps, first_step=first_step, **options)
+
+
+def first_step_of(strength: float, num_steps: int) -> int:
+    """How many steps to leave out so that a picture is changed by `strength`, as diffusers counts them.
+
+    Args:
+        strength: 0 to 1: from nothing of the picture changed to all of it.
+        num_steps: Of the whole plan.
+
+    Raises:
+        InvalidValue: No step is left, or no such strength.
+    """
+    if not 0.0 <= strength <= 1.0:
+        raise InvalidValue(f"strength must be between 0 and 1, not {strength}", param="strength")
+    steps = int(num_steps * strength)
+    if steps < 1:
+        raise InvalidValue(f"strength {strength} of {num_steps} steps leaves none; raise strength or num_steps", param="strength")
+    return num_steps - steps
 
 
 def named_sampler(scheduler_config: Mapping[str, Any]) -> str | None:

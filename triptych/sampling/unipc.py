@@ -33,7 +33,7 @@ def unic_weights(levels: Sequence[Level]) -> tuple[float, float]:
     return weight, b_1 - weight
 
 
-def unipc(config: ScheduleConfig, num_steps: int) -> Plan:
+def unipc(config: ScheduleConfig, num_steps: int, *, first_step: int = 0) -> Plan:
     """The plan of UniPC: one evaluation a step and no noise.
 
     Three arrays of sampler state: the corrected latents of the step before, the original predicted there, and the one before.
@@ -41,7 +41,7 @@ def unipc(config: ScheduleConfig, num_steps: int) -> Plan:
     Raises:
         InvalidValue: No plan of so many steps, or the model's configuration does not go with this sampler.
     """
-    timesteps = spaced_timesteps(config, num_steps, default=TimestepSpacing.LINSPACE, leave_out_last=True)
+    timesteps = spaced_timesteps(config, num_steps, default=TimestepSpacing.LINSPACE, leave_out_last=True)[first_step:]
     levels = [*(Level.of_sigma(float(sigma)) for sigma in sigmas_at(config, timesteps)), final_level(config)]
     count = len(timesteps)
     # A second-order step looks back on one step before it.
