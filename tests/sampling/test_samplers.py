@@ -12,7 +12,7 @@ import pytest
 from triptych.errors import CheckpointError, InvalidValue
 from triptych.sampling.noise import Purpose, normal
 from triptych.sampling.plan import Plan
-from triptych.sampling.samplers import REPLACEMENTS, SAMPLERS, make_plan, named_sampler, replaced_sampler
+from triptych.sampling.samplers import REPLACEMENTS, SAMPLERS, first_step_of, make_plan, named_sampler, replaced_sampler
 from triptych.sampling.schedule import BetaSchedule, FinalSigma, ScheduleConfig, TimestepSpacing
 
 TOLERANCE = 1e-4
