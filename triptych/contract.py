@@ -92,6 +92,7 @@ class DiffusionIdentity:
     Attributes:
         sizes: (width, height) in pixels of the pictures it makes; the first is its default.
         samplers: Names it takes; the first is its default.
+        warnings: What whoever leaves the choice of sampler to it should know of the pictures, a sentence each.
     """
 
     model: str
@@ -112,6 +113,7 @@ class DiffusionIdentity:
     samplers: tuple[str, ...]
     default_num_steps: int
     default_guidance_scale: float
+    warnings: tuple[str, ...] = ()
 
     def latents_shape(self, width: int, height: int) -> tuple[int, int, int]:
         """(H/8, W/8, channels) of the latents of a picture of so many pixels."""

@@ -140,6 +140,14 @@ class TestJson:
             answer = (await client.post("/generate", json=body)).json()
         assert answer["warnings"] == ["the prompt was cut from 100 to 77 tokens"]
 
+    async def test_what_a_default_sampler_stands_for_is_told_to_whoever_asked_for_none(self) -> None:
+        sentence = "the model recommends DEIS, which is not here; ddim is used in its place"
+        stages = Stages(diffusion=with_profile(FakeDiffusion(), warnings=(sentence,)))
+        async with stages.client() as client:
+            left_open = (await client.post("/generate", json={"prompt": "x"})).json()
+            asked_for = (await client.post("/generate", json={"prompt": "x", "sampler": "ddim"})).json()
+        assert (left_open["warnings"], asked_for["warnings"]) == ([sentence], [])
+
     async def test_no_accept_header_means_json(self) -> None:
         async with Stages().client() as client:
             del client.headers["Accept"]

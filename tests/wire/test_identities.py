@@ -12,7 +12,8 @@ from triptych.wire.open_inference import Scalar
 
 
 def test_identities_come_back() -> None:
-    inpainting = replace(DIFFUSION, tasks=(Task.TEXT_TO_IMAGE, Task.INPAINTING))
+    warnings = ("the model recommends X, Y or Z; ddim is used", "and more")
+    inpainting = replace(DIFFUSION, tasks=(Task.TEXT_TO_IMAGE, Task.INPAINTING), warnings=warnings)
     assert from_parameters(TextEncoderIdentity, to_parameters(TEXT_ENCODER)) == TEXT_ENCODER
     assert from_parameters(DiffusionIdentity, to_parameters(inpainting)) == inpainting
     assert from_parameters(DecoderIdentity, to_parameters(DECODER)) == DECODER

@@ -40,7 +40,7 @@ class ModelFacts:
         sizes: (width, height) in pixels of its pictures, the default first.
         sampler, num_steps, guidance_scale: What it uses unless asked otherwise.
         words: All words it knows, in lower case; None where it was trained on anything.
-        warnings: What everybody should know who gets a picture of it, such as a sampler of its own that we do not have.
+        warnings: What whoever leaves the choice of sampler to it should know, such as that we do not have the one it wants.
     """
 
     model: str

@@ -78,7 +78,7 @@ def to_document(outcome: Outcome) -> GenerateAnswer:
             for file, seed in zip(_files(outcome), outcome.generated.seeds, strict=True)
         ],
         parameters=outcome.job.parameters.as_json(),
-        warnings=list(outcome.generated.warnings),
+        warnings=[*outcome.job.warnings, *outcome.generated.warnings],
         timings=_timings(outcome),
         receipt=_receipt(outcome),
     )

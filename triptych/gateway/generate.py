@@ -124,6 +124,7 @@ async def _accept(gateway: Gateway, request: Request, body: GenerateBody, media_
         model=model,
         identities=identities,
         previews=body.previews or 0,
+        warnings=identities.diffusion.warnings if body.sampler is None else (),
         parameters=resolve(body, str(model.name), identities),
         arrived=arrived,
         deadline=deadline,

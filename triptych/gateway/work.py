@@ -24,6 +24,7 @@ class Job:
 
     Attributes:
         previews: How many are wanted.
+        warnings: What the caller should know of a default that was filled in.
         identities: What its stages said of themselves when it was accepted.
         arrived: When the request came, by `time.monotonic()`.
         deadline: When nobody waits for it any more, by the same clock.
@@ -34,6 +35,7 @@ class Job:
     identities: Identities
     parameters: Parameters
     previews: int
+    warnings: tuple[str, ...]
     arrived: float
     deadline: float
 

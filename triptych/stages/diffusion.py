@@ -86,6 +86,7 @@ class DiffusionStage(LocalStage[DiffusionIdentity]):
             samplers=samplers,
             default_num_steps=facts.num_steps,
             default_guidance_scale=facts.guidance_scale,
+            warnings=facts.warnings,
         )
 
     def finish(self) -> None:

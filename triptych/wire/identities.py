@@ -1,4 +1,7 @@
-"""Identities as the `parameters` of a model's metadata, where all values are scalars: lists are joined by commas."""
+"""Identities as the `parameters` of a model's metadata, where all values are scalars.
+
+Lists are joined by commas, sentences by newlines.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ def to_parameters(identity: TextEncoderIdentity | DiffusionIdentity | DecoderIde
         if isinstance(value, Numerics):
             parameters |= {_NUMERICS + name: part for name, part in dataclasses.asdict(value).items()}
         elif isinstance(value, tuple):
-            parameters[field.name] = ",".join(map(_write_element, value))
+            parameters[field.name] = _separator(field.name).join(map(_write_element, value))
         else:
             parameters[field.name] = value
     return parameters
@@ -61,7 +64,7 @@ def _need(parameters: Mapping[str, Any], name: str, kind: type) -> Any:
 
 def _read_list(name: str, text: str, read: Callable[[str], Any]) -> tuple[Any, ...]:
     try:
-        return tuple(read(element) for element in text.split(",") if element)
+        return tuple(read(element) for element in text.split(_separator(name)) if element)
     except ValueError:
         raise MalformedRequest(f"{name} in the metadata cannot be read: {text[:64]!r}") from None
 
@@ -69,6 +72,10 @@ def _read_list(name: str, text: str, read: Callable[[str], Any]) -> tuple[Any, .
 def _read_size(text: str) -> tuple[int, int]:
     width, height = map(int, text.split("x"))
     return width, height
+
+
+def _separator(name: str) -> str:
+    return "\n" if name == "warnings" else ","
 
 
 def _write_element(element: Any) -> str:
