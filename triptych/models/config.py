@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from triptych.errors import CheckpointError
 
@@ -64,16 +65,22 @@ _OURS = {"ours": True}  # marks a field that diffusers does not have
 class NetworkConfig:
     """What the three configurations share."""
 
+    network: ClassVar[str]
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """The configuration that a config.json describes.
 
         Raises:
-            CheckpointError: A field has a value that our network does not have.
+            CheckpointError: A field has a value that our network does not have, or that no network can have.
         """
-        known = {field.name for field in fields(cls)}
-        config = cls(**{name: _frozen(value) for name, value in values.items() if name in known})
+        known = {field.name: _frozen(values[field.name]) for field in fields(cls) if field.name in values}
+        for each in fields(cls):
+            if each.name in known:
+                _refuse_other_kind(cls.network, each.name, known[each.name], str(each.type))
+        config = cls(**known)
         config._refuse_unsupported(values)
+        config._refuse_impossible()
         return config
 
     def to_dict(self) -> dict[str, Any]:
@@ -82,6 +89,9 @@ class NetworkConfig:
         return {name: value for name, value in asdict(self).items() if name not in ours}
 
     def _refuse_unsupported(self, values: Mapping[str, Any]) -> None:
+        raise NotImplementedError
+
+    def _refuse_impossible(self) -> None:
         raise NotImplementedError
 
 
@@ -94,6 +104,8 @@ class UNetConfig(NetworkConfig):
             kept the name for the sake of the checkpoints that have it.
         transformer_norm_eps: Of the group norm before each transformer; a constant in diffusers.
     """
+
+    network: ClassVar[str] = "U-Net"
 
     in_channels: int = 4
     out_channels: int = 4
@@ -135,6 +147,20 @@ class UNetConfig(NetworkConfig):
         for name in ("layers_per_block", "transformer_layers_per_block", "attention_head_dim"):
             _refuse_other_length("U-Net", name, self._by_level(getattr(self, name)), len(self.block_out_channels))
 
+    def _refuse_impossible(self) -> None:
+        last_level = len(self.block_out_channels) - 1
+        blocks = zip(self.down_block_types, reversed(self.up_block_types), strict=True)
+        for level, (width, heads, types) in enumerate(zip(self.block_out_channels, self.num_heads, blocks, strict=True)):
+            _refuse_indivisible(self.network, "channels", width, "norm_num_groups", self.norm_num_groups)
+            if level == last_level or any(block.startswith("CrossAttn") for block in types):
+                _refuse_indivisible(self.network, "channels", width, "attention_head_dim", heads)
+        first = self.block_out_channels[0]
+        if first % 2 or self.freq_shift >= first // 2:
+            raise CheckpointError(
+                f"the configuration of the U-Net has {first} first channels and freq_shift={self.freq_shift}; "
+                "the channels must be even, and their half above freq_shift"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class VAEConfig(NetworkConfig):
@@ -143,6 +169,8 @@ class VAEConfig(NetworkConfig):
     Attributes:
         norm_eps: Of all group norms; a constant in diffusers.
     """
+
+    network: ClassVar[str] = "VAE"
 
     in_channels: int = 3
     out_channels: int = 3
@@ -164,6 +192,10 @@ class VAEConfig(NetworkConfig):
         _refuse_other_values("VAE", values, _VAE_ONLY)
         _refuse_other_blocks("VAE", self, _VAE_BLOCK_TYPES)
 
+    def _refuse_impossible(self) -> None:
+        for width in self.block_out_channels:
+            _refuse_indivisible(self.network, "channels", width, "norm_num_groups", self.norm_num_groups)
+
 
 @dataclass(frozen=True, kw_only=True)
 class CLIPTextConfig(NetworkConfig):
@@ -172,6 +204,8 @@ class CLIPTextConfig(NetworkConfig):
     Attributes:
         max_position_embeddings: Tokens of a context.
     """
+
+    network: ClassVar[str] = "text encoder"
 
     vocab_size: int = 49408
     max_position_embeddings: int = 77
@@ -186,6 +220,9 @@ class CLIPTextConfig(NetworkConfig):
         _refuse_other_values("text encoder", values, _TEXT_ONLY)
         _refuse_other_values("text encoder", {"hidden_act": self.hidden_act}, {"hidden_act": ("quick_gelu", "gelu")})
 
+    def _refuse_impossible(self) -> None:
+        _refuse_indivisible(self.network, "hidden_size", self.hidden_size, "num_attention_heads", self.num_attention_heads)
+
 
 STABLE_DIFFUSION_1_5_UNET = UNetConfig(cross_attention_dim=768)
 STABLE_DIFFUSION_1_5_VAE = VAEConfig(
@@ -199,6 +236,46 @@ STABLE_DIFFUSION_1_5_TEXT_ENCODER = CLIPTextConfig(hidden_size=768, intermediate
 
 def _frozen(value: Any) -> Any:
     return tuple(_frozen(item) for item in value) if isinstance(value, list) else value
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value > 0
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value) and value > 0
+
+
+def _are(value: Any, is_one: Callable[[Any], bool]) -> bool:
+    return isinstance(value, tuple) and len(value) > 0 and all(map(is_one, value))
+
+
+# By a field's annotation: what it may be in words, and whether a value is
+_KINDS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
+    "int": ("a whole number above 0", _is_count),
+    "float": ("a number above 0", _is_number),
+    "bool": ("true or false", lambda value: isinstance(value, bool)),
+    "str": ("a string", lambda value: isinstance(value, str)),
+    "tuple[int, ...]": ("a list of whole numbers above 0", lambda value: _are(value, _is_count)),
+    "tuple[str, ...]": ("a list of strings", lambda value: _are(value, lambda item: isinstance(item, str))),
+    "int | tuple[int, ...]": (
+        "a whole number above 0, or a list of such",
+        lambda value: _is_count(value) or _are(value, _is_count),
+    ),
+}
+
+
+def _refuse_other_kind(network: str, name: str, value: Any, annotation: str) -> None:
+    words, is_one = _KINDS[annotation]
+    if name == "freq_shift" and value == 0:
+        return
+    if not is_one(value):
+        raise CheckpointError(f"the configuration of the {network} has {name}={str(value)[:64]}; it must be {words}")
+
+
+def _refuse_indivisible(network: str, what: str, value: int, name: str, parts: int) -> None:
+    if value % parts:
+        raise CheckpointError(f"the configuration of the {network} has {value} {what}, which {name} {parts} does not divide")
 
 
 def _refuse_other_values(network: str, values: Mapping[str, Any], allowed: Mapping[str, tuple[Any, ...]]) -> None:
