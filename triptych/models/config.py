@@ -88,6 +88,11 @@ class NetworkConfig:
         ours = {field.name for field in fields(self) if "ours" in field.metadata and getattr(self, field.name) == field.default}
         return {name: value for name, value in asdict(self).items() if name not in ours}
 
+    @property
+    def width(self) -> int:
+        """Channels of the widest layer, leaving what is inside a block aside."""
+        raise NotImplementedError
+
     def _refuse_unsupported(self, values: Mapping[str, Any]) -> None:
         raise NotImplementedError
 
@@ -125,6 +130,10 @@ class UNetConfig(NetworkConfig):
 
     @property
     def num_layers(self) -> tuple[int, ...]:
+    @property
+    def width(self) -> int:
+        return max(self.block_out_channels)
+
         """Residual blocks of each level on the way down; on the way up there is one more."""
         return self._by_level(self.layers_per_block)
 
@@ -185,6 +194,10 @@ class VAEConfig(NetworkConfig):
 
     @property
     def downsampling(self) -> int:
+    @property
+    def width(self) -> int:
+        return max(self.block_out_channels)
+
         """Pixels of an edge that become one latent."""
         return 2 ** (len(self.block_out_channels) - 1)
 
@@ -218,6 +231,10 @@ class CLIPTextConfig(NetworkConfig):
 
     def _refuse_unsupported(self, values: Mapping[str, Any]) -> None:
         _refuse_other_values("text encoder", values, _TEXT_ONLY)
+    @property
+    def width(self) -> int:
+        return self.hidden_size
+
         _refuse_other_values("text encoder", {"hidden_act": self.hidden_act}, {"hidden_act": ("quick_gelu", "gelu")})
 
     def _refuse_impossible(self) -> None:

@@ -125,7 +125,9 @@ class StageSettings(ServerSettings):
     """CPU threads that the network may use; by default all."""
 
     batch_sizes: Annotated[tuple[PositiveInt, ...] | None, NoDecode, BeforeValidator(_split)] = None
-    """Numbers of rows for which the network is compiled, such as `1,2,4`; by default the stage's own choice."""
+    """Numbers of rows for which the network is compiled, such as `1,2,4`: each costs a copy of the weights. By default the
+    stage's own choice: the fewer, the larger the network; at Stable Diffusion's size 1 and 2 for the text encoder, 2 for the
+    U-Net (a picture and its negative prompt), 1 for the decoder."""
 
     exact: bool = True
     """A picture's bytes depend on its request alone: only batch sizes that are exact are run. `false` runs all of them."""

@@ -31,7 +31,6 @@ class DecoderStage(LocalStage[DecoderIdentity]):
     """See `contract.Decoder`."""
 
     name = StageName.DECODER
-    default_batch_sizes = (1, 2, 4, 8)
 
     def __init__(self, options: StageOptions) -> None:
         super().__init__(options)

@@ -37,7 +37,6 @@ class DiffusionStage(LocalStage[DiffusionIdentity]):
     """See `contract.Diffusion`."""
 
     name = StageName.DIFFUSION
-    default_batch_sizes = (1, 2, 4, 8, 16)
 
     def __init__(self, options: StageOptions) -> None:
         super().__init__(options)

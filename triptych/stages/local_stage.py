@@ -17,6 +17,7 @@ from triptych.engines.cache import code_digest
 from triptych.engines.exactness import exactness_of
 from triptych.engines.hardware import instruction_set
 from triptych.errors import StageNotReady, StartError
+from triptych.stages.batch_sizes import default_batch_sizes
 from triptych.stages.options import StageOptions
 
 _log = logging.getLogger(__name__)
@@ -32,7 +33,6 @@ class LocalStage(ABC, Generic[Identity]):
     """
 
     name: ClassVar[StageName]
-    default_batch_sizes: ClassVar[tuple[int, ...]]
 
     def __init__(self, options: StageOptions) -> None:
         self.options = options
@@ -54,7 +54,7 @@ class LocalStage(ABC, Generic[Identity]):
             StartError: With a sentence that says what to do.
         """
         started = time.monotonic()
-        networks = NetworkLoader(self.options, self.default_batch_sizes)
+        networks = NetworkLoader(self.options, self.name)
         self._identity = self.load(networks)
         self.started_from_cache = networks.all_from_cache
         _log.info(
@@ -86,11 +86,11 @@ class NetworkLoader:
         all_from_cache: Whether no network had to be built so far.
     """
 
-    def __init__(self, options: StageOptions, default_batch_sizes: tuple[int, ...]) -> None:
-        self.files = find_model(options.model)
+    def __init__(self, options: StageOptions, stage: StageName) -> None:
+        self.files = find_model(options.model, models_file=options.models_file, models_folder=options.models_folder)
         self.all_from_cache = True
         self._options = options
-        self._batch_sizes = options.batch_sizes or default_batch_sizes
+        self._stage = stage
         self._digests: dict[Network, str] = {}
         self._exactness: list[Exactness] = []
         self._engine = get_engine(options.engine, threads=options.threads)
@@ -157,7 +157,7 @@ class NetworkLoader:
         compiled = self._engine.compile(
             source,
             rows,
-            batch_sizes=self._batch_sizes,
+            batch_sizes=self._batch_sizes(network),
             precision=self._precision,
             cache_folder=self._options.cache_folder,
         )
@@ -170,3 +170,12 @@ class NetworkLoader:
         self._exactness.append(exactness)
         self.all_from_cache &= compiled.from_cache
         return compiled
+
+    def _batch_sizes(self, network: Network) -> tuple[int, ...]:
+        if self._options.batch_sizes:
+            return self._options.batch_sizes
+        sizes = default_batch_sizes(self._stage, self.files.config(network))
+        _log.info(
+            "the %s is compiled for %s rows at once; TRIPTYCH_BATCH_SIZES changes that", network, " and ".join(map(str, sizes))
+        )
+        return sizes

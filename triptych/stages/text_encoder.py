@@ -26,7 +26,6 @@ class TextEncoderStage(LocalStage[TextEncoderIdentity]):
     """See `contract.TextEncoder`."""
 
     name = StageName.TEXT_ENCODER
-    default_batch_sizes = (1, 2, 4)
 
     def __init__(self, options: StageOptions) -> None:
         super().__init__(options)
