@@ -15,7 +15,7 @@ from training.cache import cache_folder, report
 from training.latents import fold_whitening, measure_whitening
 from training.loop import Schedule, train, use_averages
 from training.norm import use_fast_group_norm
-from training.pictures import CropsThenFrames
+from training.pictures import CropsAndFrames
 from training.vae import edge_l1, pyramid_l1, reconstruction, vae_config
 from triptych.models.vae import build_vae_decoder, build_vae_encoder
 
@@ -46,14 +46,14 @@ class DecoderTraining(keras.Model):
         return pyramid_l1(decoded, images) + edge_l1(decoded, images)
 
 
-def train_decoder(*, steps: int = 20_000, rows: int = 2, rate: float = 3e-4, deadline: float | None = None) -> None:
+def train_decoder(*, steps: int = 20_000, rows: int = 2, rate: float = 3e-4, minutes: float | None = None) -> None:
     """Goes on with the decoder alone."""
     use_fast_group_norm()
     network = DecoderTraining()
     network.start_from(cache_folder("vae"))
-    schedule = Schedule(steps=steps, rate=rate, ema=0.99, weight_decay=0.0, seed=13, report_every=25)
-    batches = CropsThenFrames(rows=0, frame_rows=rows, turn=0)
-    train(network, batches, schedule, "decoder", deadline=deadline, workers=drawing_workers())
+    schedule = Schedule(steps=steps, rate=rate, ema=0.99, weight_decay=0.0, seed=13, report_every=25, minutes=minutes)
+    batches = CropsAndFrames(rows=0, frame_rows=rows, every=1)
+    train(network, batches, schedule, "decoder", workers=drawing_workers())
     use_averages(network)
     network.decoder.save_weights(cache_folder("decoder") / WEIGHTS)
     report("decoder", **reconstruction(network.encoder, network.decoder))

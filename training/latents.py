@@ -30,19 +30,29 @@ class Latents:
         latents: Means of the encoder before whitening, float16 (n, 16, 16, 4).
         codes: What is in them, int8 (n, 9), see `scenes.to_code`.
         boxes: Where, shares of the side, float32 (n, 2, 4); the second is zero where there is one thing.
+        twins: The index of the scene that is the same but for attributes swapped between its things, int32 (n,); -1: none.
     """
 
     latents: np.ndarray
     codes: np.ndarray
     boxes: np.ndarray
+    twins: np.ndarray
 
     def where(self, chosen: np.ndarray) -> Latents:
-        """Those scenes alone; `chosen` is bool (n,)."""
-        return Latents(latents=self.latents[chosen], codes=self.codes[chosen], boxes=self.boxes[chosen])
+        """Those scenes alone, and twins both or neither; `chosen` is bool (n,)."""
+        index = np.append(np.where(chosen, np.cumsum(chosen) - 1, -1), -1).astype(np.int32)
+        twins = index[self.twins[chosen]]
+        return Latents(latents=self.latents[chosen], codes=self.codes[chosen], boxes=self.boxes[chosen], twins=twins)
 
 
-def cache_latents(*, scenes: int = 200_000, grammar: Grammar = Grammar.FULL, seed: int = 21) -> None:
-    """Encodes scenes of the training part of a grammar, shard by shard; shards that are there already stay."""
+def cache_latents(
+    *, scenes: int = 200_000, grammar: Grammar = Grammar.FULL, seed: int = 21, minutes: float | None = None
+) -> None:
+    """Encodes scenes of the training part of a grammar, shard by shard; shards that are there already stay.
+
+    Args:
+        minutes: Stops after the shard in which they end; at least one is encoded.
+    """
     encoder = build_vae_encoder(vae_config())
     encoder.load_weights(cache_folder("vae") / "encoder.weights.h5")
     shards = [shard for shard in range(-(-scenes // SHARD)) if not _shard(grammar, shard).exists()]
@@ -52,6 +62,8 @@ def cache_latents(*, scenes: int = 200_000, grammar: Grammar = Grammar.FULL, see
         latents = _encoded(encoder, pictures.pop("images"))
         save_arrays(_shard(grammar, shard), {**pictures, "latents": latents})
         report("latents", shard=shard, scenes_a_second=round(done * SHARD / (time.time() - started), 1))
+        if minutes is not None and time.time() - started > 60 * minutes:
+            break
 
 
 def _shard(grammar: Grammar, shard: int) -> Path:
@@ -70,8 +82,10 @@ def load_latents(grammar: Grammar) -> Latents:
     """All shards of a grammar that have been encoded so far."""
     shards = [load_arrays(path) for path in sorted(cache_folder("latents").glob(f"{grammar}-*.npz"))]
     shards = [shard for shard in shards if "latents" in shard]
+    firsts = np.cumsum([0, *(len(shard["latents"]) for shard in shards)])
+    twins = [np.where(shard["twins"] < 0, -1, shard["twins"] + first) for shard, first in zip(shards, firsts, strict=False)]
     joined = {name: np.concatenate([shard[name] for shard in shards]) for name in ("latents", "codes", "boxes")}
-    return Latents(**joined)
+    return Latents(**joined, twins=np.concatenate(twins).astype(np.int32))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +108,7 @@ def measure_whitening() -> Whitening:
     """Measures latents that are cached and keeps the result, so that later shards do not move it."""
     path = cache_folder("latents") / "whitening.npz"
     if not path.exists():
-        grammars = [g for g in (Grammar.FULL, Grammar.FIRST_LIGHT) if list(path.parent.glob(f"{g}-*.npz"))]
+        grammars = [g for g in (Grammar.FULL, Grammar.ONE_THING, Grammar.FIRST_LIGHT) if list(path.parent.glob(f"{g}-*.npz"))]
         values = np.concatenate([load_latents(g).latents[:20_000].reshape(-1, 4).astype(np.float64) for g in grammars[:1]])
         spread, axes = np.linalg.eigh(np.cov(values.T))
         matrix = (axes / np.sqrt(spread)) @ axes.T

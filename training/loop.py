@@ -26,7 +26,8 @@ class Schedule:
         steps: Steps in all, those of earlier runs counted in.
         rate: Learning rate after the warm-up, constant until the last fifth, where it falls to a fiftieth along a line.
         seed: Of the batches.
-        decay: Share of the steps in which the rate falls; 0 keeps it constant, for a run that will go on.
+        decay: Share of the run in which the rate falls; 0 keeps it constant, for a run that will go on.
+        minutes: Of this run; whichever of steps and minutes is nearer to its end decides what the rate is.
     """
 
     steps: int
@@ -38,12 +39,17 @@ class Schedule:
     weight_decay: float = 0.01
     checkpoint_seconds: float = 120.0
     report_every: int = 100
+    minutes: float | None = None
 
-    def rate_at(self, step: int) -> float:
-        """The learning rate of a step."""
+    def rate_at(self, step: int, seconds: float = 0.0) -> float:
+        """The learning rate of a step, so many seconds after the run began."""
         warm = min(1.0, (step + 1) / self.warm_up)
-        left = (self.steps - step) / max(1.0, self.decay * self.steps)
+        left = (1 - self.progress(step, seconds)) / max(1 / self.steps, self.decay)
         return self.rate * warm * (min(1.0, max(0.02, left)) if self.decay else 1.0)
+
+    def progress(self, step: int, seconds: float = 0.0) -> float:
+        """How much of the run is done, 0..1 and beyond."""
+        return max(step / self.steps, seconds / 60 / self.minutes if self.minutes else 0.0)
 
 
 def compile_for_training(
@@ -70,46 +76,44 @@ def train(
     schedule: Schedule,
     stage: str,
     *,
-    deadline: float | None = None,
     optimizer: type[keras.optimizers.AdamW] = keras.optimizers.AdamW,
     workers: int = 0,
 ) -> int:
-    """Trains until the schedule ends, and saves the state.
+    """Trains until the schedule's steps or minutes are over, and saves the state.
 
     Args:
         network: Its call takes a batch and returns each row's loss, (B,).
         batches: The batch of a step. It must be picklable where `workers` is not 0.
         schedule: How long and how fast.
         stage: Names the folder of the state.
-        deadline: Of `time.time()`; stops there.
         optimizer: AdamW, or one that differs in details.
         workers: Processes that make batches.
 
     Returns:
         The step reached.
     """
+    started = saved = time.time()
     compile_for_training(network, schedule, optimizer)
     path = cache_folder(stage) / "state.npz"
     first = batch_of_step(batches, schedule.seed, 0)
     network.evaluate(first, np.zeros(_rows(first)), verbose=0, batch_size=_rows(first))  # builds the variables
     network.optimizer.build(network.trainable_variables)
     step = load_state(network, path) if path.exists() else 0
-    started, saved = time.time(), time.time()
-    rows, losses = 0, []
+    first_step, rows, losses = time.time(), 0, []
     calls = ((batches, schedule.seed, number) for number in range(step, schedule.steps))
     for batch in in_order(batch_of_step, calls, workers=workers):
-        network.optimizer.learning_rate = schedule.rate_at(step)
+        network.optimizer.learning_rate = schedule.rate_at(step, time.time() - started)
         network.reset_metrics()
         losses.append(float(network.train_on_batch(batch, np.zeros(_rows(batch)))))
         step, rows = step + 1, rows + _rows(batch)
         if step % schedule.report_every == 0 or step == schedule.steps:
-            speed = round(rows / (time.time() - started), 1)
+            speed = round(rows / (time.time() - first_step), 1)
             report(stage, step=step, loss=round(float(np.mean(losses)), 5), rows_a_second=speed)
             losses = []
         if time.time() - saved > schedule.checkpoint_seconds:
             save_state(network, path, step)
             saved = time.time()
-        if deadline is not None and time.time() > deadline:
+        if schedule.progress(step, time.time() - started) >= 1:
             break
     save_state(network, path, step)
     return step

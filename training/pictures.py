@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from training.world.draw import SIDE, draw
-from training.world.scenes import Grammar, random_scene, to_code, training_scene
+from training.world.scenes import Grammar, kept_out, random_scene, to_code, training_scene, twin
 
 CROP = 64
 Batch = dict[str, np.ndarray]
@@ -19,22 +19,22 @@ def batch_of_step(batches: Batches, seed: int, step: int) -> Batch:
     return batches(step, np.random.default_rng([seed, step]))
 
 
-class CropsThenFrames:
-    """Crops up to a step, full frames from there on."""
+class CropsAndFrames:
+    """Batches of crops, and every so often one of full frames: normalization and attention see another share of ground there."""
 
-    def __init__(self, *, rows: int, frame_rows: int, turn: int) -> None:
+    def __init__(self, *, rows: int, frame_rows: int, every: int) -> None:
         """
         Args:
             rows: Crops of a batch.
             frame_rows: Full frames of a batch.
-            turn: The first step with full frames.
+            every: One batch in so many has full frames; 1 is all.
         """
         self.rows = rows
         self.frame_rows = frame_rows
-        self.turn = turn
+        self.every = every
 
     def __call__(self, step: int, rng: np.random.Generator) -> Batch:
-        return with_noise(crops(self.rows, rng) if step < self.turn else frames(self.frame_rows, rng), rng)
+        return with_noise(frames(self.frame_rows, rng) if step % self.every == self.every - 1 else crops(self.rows, rng), rng)
 
 
 def crops(rows: int, rng: np.random.Generator) -> np.ndarray:
@@ -67,14 +67,27 @@ def with_noise(images: np.ndarray, rng: np.random.Generator) -> Batch:
 
 
 def drawn_scenes(grammar: Grammar, count: int, seed: tuple[int, int]) -> Batch:
-    """Scenes of the training part of a grammar: `images` uint8, `codes` int8 (n, 9), `boxes` float32 (n, 2, 4)."""
+    """Scenes of the training part of a grammar: `images` uint8, `codes` int8 (n, 9), `boxes` float32 (n, 2, 4), `twins` int32.
+
+    Where there are two things, their twin comes next, drawn with the same chances: the same places, the same ground.
+    """
     rng = np.random.default_rng(seed)
     images = np.empty((count, SIDE, SIDE, 3), np.uint8)
     codes, boxes = [], np.zeros((count, 2, 4), np.float32)
-    for i in range(count):
+    twins = np.full(count, -1, np.int32)
+    i = 0
+    while i < count:
         scene = training_scene(rng, grammar)
-        drawing = draw(scene, rng)
-        images[i] = drawing.image
-        boxes[i, : len(drawing.boxes)] = drawing.boxes
-        codes.append(to_code(scene))
-    return {"images": images, "codes": np.stack(codes), "boxes": boxes}
+        pair = [scene]
+        if len(scene.things) == 2 and i + 1 < count and not kept_out(other := twin(scene, rng)):
+            pair.append(other)
+        chances = int(rng.integers(2**63))
+        for j, one in enumerate(pair):
+            drawing = draw(one, np.random.default_rng(chances))
+            images[i + j] = drawing.image
+            boxes[i + j, : len(drawing.boxes)] = drawing.boxes
+            codes.append(to_code(one))
+        if len(pair) == 2:
+            twins[i : i + 2] = i + 1, i
+        i += len(pair)
+    return {"images": images, "codes": np.stack(codes), "boxes": boxes, "twins": twins}

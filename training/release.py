@@ -14,7 +14,7 @@ from training.vae import vae_config
 from training.world.captions import all_words
 from triptych.checkpoints.checkpoint import ModelFacts
 from triptych.checkpoints.diffusers_folder import save_description, save_network
-from triptych.checkpoints.registry import EMBEDDED
+from triptych.checkpoints.registry import EMBEDDED, find_model
 from triptych.models.text_encoder import build_text_encoder
 from triptych.models.unet import build_unet
 
@@ -47,14 +47,24 @@ def facts(version: int) -> ModelFacts:
     )
 
 
-def release(folder: Path | None = None, *, version: int = 1) -> None:
-    """Writes the model; into the package unless another folder is named."""
-    folder = folder or EMBEDDED["vignette"]
+def next_version() -> int:
+    """The one after the package's."""
+    return int(find_model("vignette").facts.latent_space.removeprefix("vignette-")) + 1
+
+
+def release(folder: Path | None = None, *, version: int | None = None) -> None:
+    """Writes the model; into the package unless another folder is named.
+
+    Args:
+        folder: Where to.
+        version: Names the spaces of latents and contexts; the one after the package's unless told.
+    """
+    version = version or next_version()
+    folder, stage = folder or EMBEDDED["vignette"], cache_folder(trained_stage())
     encoder, decoder = whitened_vae(measure_whitening())
     if (tuned := cache_folder("decoder") / DECODER_WEIGHTS).exists():
         decoder.load_weights(tuned)
     save_network(folder, "vae", vae_config(), encoder, decoder)
-    stage = cache_folder(trained_stage())
     text_encoder, unet = build_text_encoder(text_config()), build_unet(unet_config())
     text_encoder.load_weights(stage / TEXT_WEIGHTS)
     unet.load_weights(stage / UNET_WEIGHTS)

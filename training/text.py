@@ -73,14 +73,16 @@ def prompts(tokenizer: Tokenizer, rng: np.random.Generator, rows: int) -> Batch:
     }
 
 
-def train_text(*, steps: int = 6000, rows: int = 96, rate: float = 7e-4, deadline: float | None = None) -> None:
-    """Trains the parser and keeps its encoder."""
+def train_text(*, steps: int = 6000, rows: int = 96, rate: float = 7e-4, minutes: float | None = None) -> None:
+    """Trains the parser and keeps its encoder. A run without a state begins with the weights in the stage's folder, if any."""
     tokenizer = load_tokenizer()
     network = ParseTraining()
-    schedule = Schedule(steps=steps, rate=rate, ema=0.99, seed=31, report_every=50)
-    train(network, lambda step, rng: prompts(tokenizer, rng, rows), schedule, "text", deadline=deadline)
+    if (weights := cache_folder("text") / "encoder.weights.h5").exists():
+        network.encoder.load_weights(weights)
+    schedule = Schedule(steps=steps, rate=rate, ema=0.99, seed=31, report_every=50, minutes=minutes)
+    train(network, lambda step, rng: prompts(tokenizer, rng, rows), schedule, "text")
     use_averages(network)
-    network.encoder.save_weights(cache_folder("text") / "encoder.weights.h5")
+    network.encoder.save_weights(weights)
     report("text", **accuracy(network, tokenizer))
 
 

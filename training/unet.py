@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
-from training.cache import cache_folder
+from training.cache import cache_folder, report
 from training.latents import Latents, load_latents, measure_whitening
 from training.loop import Schedule, train, use_averages
 from training.norm import use_fast_group_norm
@@ -30,6 +32,7 @@ SNR_LIMIT = 5.0
 LATENT_SIDE = 16
 WEIGHTS = "unet.weights.h5"
 TEXT_WEIGHTS = "text_encoder.weights.h5"
+RELEASED = "unet-released"  # where `from-release` puts weights to begin with
 ALPHAS_CUMPROD = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
 
 
@@ -72,57 +75,87 @@ class UNetTraining(keras.Model):
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Cached scenes, and the share of a batch's rows that come from them at a step."""
+    """Cached scenes, and the share of picks that come from them when so much of the run is done, 0..1."""
 
     scenes: Latents
-    share: Callable[[int], float]
+    share: Callable[[float], float]
 
 
-def sources_for(grammar: Grammar, steps: int) -> list[Source]:
-    """Where the rows of a batch come from. The full grammar begins with one thing, and gives more and more to two."""
+def share_of_two(progress: float) -> float:
+    """The curriculum of the full grammar: one thing first, then half and half, then more of two."""
+    return 0.0 if progress < 0.4 else 0.5 if progress < 0.7 else 0.6
+
+
+def sources_for(grammar: Grammar) -> list[Source]:
+    """Where the rows of a batch come from."""
     scenes = load_latents(grammar)
     if grammar is not Grammar.FULL:
-        return [Source(scenes=scenes, share=lambda step: 1.0)]
+        return [Source(scenes=scenes, share=lambda progress: 1.0)]
     two = scenes.codes[:, 5] != NO_THING
-
-    def share_of_two(step: int) -> float:
-        return 0.15 if step < 0.2 * steps else 0.5 if step < 0.5 * steps else 0.6
-
     return [
-        Source(scenes=scenes.where(~two), share=lambda step: 1 - share_of_two(step)),
+        Source(scenes=scenes.where(~two), share=lambda progress: 1 - share_of_two(progress)),
         Source(scenes=scenes.where(two), share=share_of_two),
     ]
 
 
 class Batches:
-    """Batches of cached scenes with fresh words and fresh noise."""
+    """Batches of cached scenes with fresh words and fresh noise.
 
-    def __init__(self, sources: list[Source], rows: int) -> None:
+    Twins, whose things have swapped what they are called by, come together under one noise: all that tells them apart is the
+    prompt.
+    """
+
+    def __init__(self, sources: list[Source], rows: int, progress: Callable[[int], float]) -> None:
+        """
+        Args:
+            sources: Their shares add up to 1.
+            rows: Of a batch.
+            progress: How much of the run is done at a step, 0..1.
+        """
         self.whitening = measure_whitening()
         self.tokenizer = load_tokenizer()
         self.sources = sources
         self.rows = rows
+        self.progress = progress
 
     def __call__(self, step: int, rng: np.random.Generator) -> Batch:
-        shares = [source.share(step) for source in self.sources]
-        chosen = [self.sources[i].scenes for i in rng.choice(len(shares), self.rows, p=shares)]
-        picks = [(scenes, int(rng.integers(len(scenes.latents)))) for scenes in chosen]
+        picks, like_before = self._picks(step, rng)
         latents = self.whitening(np.stack([source.latents[i] for source, i in picks]))
-        texts = ["" if rng.random() < NO_PROMPT_SHARE else caption(from_code(source.codes[i]), rng) for source, i in picks]
-        timesteps = rng.integers(0, 1000, self.rows)
+        unprompted = (rng.random(self.rows) < NO_PROMPT_SHARE) & ~like_before
+        texts = [
+            "" if silent else caption(from_code(source.codes[i]), rng)
+            for (source, i), silent in zip(picks, unprompted, strict=True)
+        ]
+        timesteps, noise = rng.integers(0, 1000, self.rows), rng.standard_normal(latents.shape, dtype=np.float32)
+        second = np.flatnonzero(like_before)
+        timesteps[second], noise[second] = timesteps[second - 1], noise[second - 1]
         alphas = ALPHAS_CUMPROD[timesteps].reshape(-1, 1, 1, 1)
         ratio = alphas / (1 - alphas)
         weight = np.minimum(ratio, SNR_LIMIT) / (ratio + 1)
         places = np.stack([place_weights(source.boxes[i]) for source, i in picks])
         return {
             "latents": latents,
-            "noise": rng.standard_normal(latents.shape, dtype=np.float32),
+            "noise": noise,
             "timestep": timesteps.astype(np.float32),
             "alpha": np.sqrt(alphas).astype(np.float32),
             "sigma": np.sqrt(1 - alphas).astype(np.float32),
             "weight": (weight * places).astype(np.float32),
             "tokens": self.tokenizer.encode(texts, CONTEXT_LENGTH),
         }
+
+    def _picks(self, step: int, rng: np.random.Generator) -> tuple[list[tuple[Latents, int]], np.ndarray]:
+        """Scenes, and which of them are the twin of the one before, bool (rows,)."""
+        progress = min(1.0, self.progress(step))
+        shares = [source.share(progress) for source in self.sources]
+        picks: list[tuple[Latents, int]] = []
+        like_before: list[bool] = []
+        while len(picks) < self.rows:
+            scenes = self.sources[rng.choice(len(shares), p=shares)].scenes
+            first = int(rng.integers(len(scenes.latents)))
+            both = [first] if scenes.twins[first] < 0 else [first, int(scenes.twins[first])]
+            picks += [(scenes, i) for i in both]
+            like_before += [False, True][: len(both)]
+        return picks[: self.rows], np.array(like_before[: self.rows])
 
 
 def place_weights(boxes: np.ndarray) -> np.ndarray:
@@ -150,28 +183,45 @@ def train_unet(
     rate: float = 6e-4,
     decay: float = 0.2,
     train_text: bool = False,
-    deadline: float | None = None,
+    minutes: float | None = None,
 ) -> None:
     """Trains on the cached latents of a grammar and keeps the averaged weights.
 
-    A run on the full grammar starts from what first light learnt, where that is there.
+    A run without a state begins with what was learnt of a narrower grammar, or with what was released, where that is there.
     """
     use_fast_group_norm()
     stage = f"unet-{grammar}"
     network = UNetTraining(train_text=train_text)
     network.text_encoder.load_weights(cache_folder("text") / "encoder.weights.h5")
-    before = cache_folder(f"unet-{Grammar.FIRST_LIGHT}") / WEIGHTS
-    if grammar is Grammar.FULL and before.exists():
+    if not (cache_folder(stage) / "state.npz").exists() and (before := starting_weights(grammar)):
         network.unet.load_weights(before)
-    schedule = Schedule(steps=steps, rate=rate, decay=decay, ema=0.999, seed=41, report_every=100)
-    batches = Batches(sources_for(grammar, steps), rows)
-    train(network, batches, schedule, stage, deadline=deadline, optimizer=TwoRates)
+        report(stage, begins_with=before.parent.name)
+    schedule = Schedule(steps=steps, rate=rate, decay=decay, minutes=minutes, ema=0.999, seed=41, report_every=100)
+    started = time.time()
+    batches = Batches(sources_for(grammar), rows, lambda step: schedule.progress(step, time.time() - started))
+    train(network, batches, schedule, stage, optimizer=TwoRates)
     use_averages(network)
     network.unet.save_weights(cache_folder(stage) / WEIGHTS)
     network.text_encoder.save_weights(cache_folder(stage) / TEXT_WEIGHTS)
 
 
+_WIDEST_FIRST = (Grammar.FULL, Grammar.ONE_THING, Grammar.FIRST_LIGHT)
+
+
 def trained_stage() -> str:
-    """The furthest grammar that a U-Net was trained on."""
-    done = [g for g in (Grammar.FULL, Grammar.ONE_THING, Grammar.FIRST_LIGHT) if (cache_folder(f"unet-{g}") / WEIGHTS).exists()]
-    return f"unet-{done[0]}"
+    """The widest grammar that a U-Net was trained on here.
+
+    Raises:
+        FileNotFoundError: There is none.
+    """
+    for grammar in _WIDEST_FIRST:
+        if (cache_folder(f"unet-{grammar}") / WEIGHTS).exists():
+            return f"unet-{grammar}"
+    raise FileNotFoundError("no U-Net has been trained here: python -m training unet")
+
+
+def starting_weights(grammar: Grammar) -> Path | None:
+    """What was learnt of a narrower grammar, the widest of them first, or what was released; None where nothing is there."""
+    narrower = [f"unet-{each}" for each in _WIDEST_FIRST[_WIDEST_FIRST.index(grammar) + 1 :]]
+    paths = [cache_folder(stage) / WEIGHTS for stage in (*narrower, RELEASED)]
+    return next((path for path in paths if path.exists()), None)

@@ -7,6 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from training.loop import Schedule
+
 ROOT = Path(__file__).resolve().parents[2]
 
 SCRIPT = """
@@ -48,3 +52,14 @@ def test_an_interrupted_run_ends_where_an_uninterrupted_one_ends(cache_folder: P
     environment = os.environ | {"KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu", "TRIPTYCH_CACHE_FOLDER": str(cache_folder)}
     done = subprocess.run([sys.executable, "-c", SCRIPT], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_rate_falls_at_the_end_of_the_steps_or_of_the_minutes_whichever_comes_first() -> None:
+    schedule = Schedule(steps=1000, rate=1.0, warm_up=10, decay=0.2, minutes=10)
+    assert schedule.rate_at(0) == pytest.approx(0.1)
+    assert schedule.rate_at(700, seconds=60) == 1.0
+    assert schedule.rate_at(900, seconds=60) == pytest.approx(0.5)
+    assert schedule.rate_at(300, seconds=540) == pytest.approx(0.5)
+    assert schedule.rate_at(300, seconds=600) == pytest.approx(0.02)
+    assert Schedule(steps=1000, rate=1.0, decay=0.0).rate_at(999) == 1.0
+    assert schedule.progress(300, seconds=600) == 1.0 and schedule.progress(300) == 0.3

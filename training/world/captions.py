@@ -85,8 +85,11 @@ def plain_caption(scene: Scene) -> str:
     return f"{words} {_background_words(scene.background)[0].format(scene.background)}"
 
 
-def caption(scene: Scene, rng: np.random.Generator) -> str:
-    """One of the many ways to say it."""
+_OPEN = ("{0} and {1}", "{1} and {0}", "{0} next to {1}", "{1} beside {0}")
+
+
+def caption(scene: Scene, rng: np.random.Generator, *, ordered: bool = False) -> str:
+    """One of the many ways to say it; `ordered` leaves out those that do not tell which of two things is where."""
     if rng.random() < 0.3:
         return _dressed(plain_caption(scene), rng)
     ground = _one_of(rng, _background_words(scene.background)).format(_spelt(scene.background, rng))
@@ -94,7 +97,9 @@ def caption(scene: Scene, rng: np.random.Generator) -> str:
     if len(scene.things) == 1:
         return _dressed(_opened(first, _one_thing(scene.things[0], ground, rng)), rng)
     things = [_thing(thing, _article(rng), rng) for thing in scene.things]
-    patterns = _SIDE_BY_SIDE if scene.things[0].place == "left" else _ONE_ABOVE_THE_OTHER
+    patterns: tuple[str, ...] = _SIDE_BY_SIDE if scene.things[0].place == "left" else _ONE_ABOVE_THE_OTHER
+    if ordered:
+        patterns = tuple(pattern for pattern in patterns if pattern not in _OPEN)
     pair = _one_of(rng, patterns).format(*things)
     return _dressed(_opened(first, _joined(pair, ground, rng)), rng)
 

@@ -33,18 +33,27 @@ class Drawing:
     Attributes:
         image: uint8 (128, 128, 3), sRGB.
         boxes: Left, top, right, bottom of each thing as shares of the side, float32 (n, 4), cut at the picture's edge.
+        owner: What a pixel belongs to, int8 (128, 128): 0 is the ground, 1 the first thing, 2 the second.
+        body: Whether it has the colour that the thing is called by, bool (128, 128): no rim, door, trunk or eye.
     """
 
     image: NDArray[np.uint8]
     boxes: NDArray[np.float32]
+    owner: NDArray[np.int8]
+    body: NDArray[np.bool_]
 
 
 def draw(scene: Scene, rng: np.random.Generator) -> Drawing:
     """A picture of the scene; whatever the scene leaves open is drawn from `rng`."""
     canvas = _SCENES[scene.background](rng) if scene.background in _SCENES else _ground(scene.background, rng)
-    boxes = [_draw_thing(canvas, thing, rng, alone=len(scene.things) == 1) for thing in scene.things]
+    owner, body = np.zeros((SIDE, SIDE), np.int8), np.zeros((SIDE, SIDE), bool)
+    boxes = []
+    for number, thing in enumerate(scene.things, 1):
+        box, area, covered, coloured = _draw_thing(canvas, thing, rng, alone=len(scene.things) == 1)
+        boxes.append(box)
+        owner[area][covered], body[area][covered] = number, coloured[covered]
     image = (np.clip(canvas, 0, 1) * 255 + 0.5).astype(np.uint8)
-    return Drawing(image=image, boxes=np.array(boxes, np.float32).reshape(-1, 4))
+    return Drawing(image=image, boxes=np.array(boxes, np.float32).reshape(-1, 4), owner=owner, body=body)
 
 
 # Colours
@@ -68,7 +77,14 @@ def _rgb(text: str) -> Field:
 # Things
 
 
-def _draw_thing(canvas: Field, thing: Thing, rng: np.random.Generator, *, alone: bool) -> tuple[float, float, float, float]:
+Window = tuple[slice, slice]
+Mask = NDArray[np.bool_]
+
+
+def _draw_thing(
+    canvas: Field, thing: Thing, rng: np.random.Generator, *, alone: bool
+) -> tuple[tuple[float, ...], Window, Mask, Mask]:
+    """Draws the thing; returns its box, a window around it, and what it covers and colours there."""
     low, high = RADII[thing.size] if alone or thing.size != "large" else LARGE_OF_TWO
     radius = float(rng.uniform(low, high)) * SIDE
     variation = CENTRE_VARIATION if alone else CENTRE_VARIATION_OF_TWO
@@ -81,16 +97,21 @@ def _draw_thing(canvas: Field, thing: Thing, rng: np.random.Generator, *, alone:
         (_ROWS[top:bottom] - np.float32(cy)) / np.float32(radius),
     )
     angle = float(rng.uniform(-0.07, 0.07))
-    facing = -1.0 if thing.shape in TWO_FACED and rng.random() < 0.5 else 1.0
+    facing = -1.0 if rng.random() < 0.5 and thing.shape in TWO_FACED else 1.0  # every thing takes as many chances
     cos, sin = np.float32(np.cos(angle)), np.float32(np.sin(angle))
     parts = PARTS[thing.shape]((x * cos + y * sin) * np.float32(facing), y * cos - x * sin)
-    area = canvas[top:bottom, left:right]
+    window = (slice(top, bottom), slice(left, right))
+    area = canvas[window]
     _shadow(area, parts, radius)
     colour = _varied(thing.colour, rng)
+    covered, coloured = np.zeros((2, *area.shape[:2]), bool)
     for part in parts:
         _paint(area, part, colour, x, y, radius)
-    cut = [float(np.clip(v / SIDE, 0, 1)) for v in (cx - radius, cy - radius, cx + radius, cy + radius)]
-    return cut[0], cut[1], cut[2], cut[3]
+        inside = part.distance < 0
+        covered |= inside
+        coloured[inside] = (part.distance[inside] * radius < -_rim_width(radius)) & (part.paint is None)
+    cut = tuple(float(np.clip(v / SIDE, 0, 1)) for v in (cx - radius, cy - radius, cx + radius, cy + radius))
+    return cut, window, covered, coloured
 
 
 def _centre(at: float, variation: float, radius: float, rng: np.random.Generator) -> float:
@@ -109,6 +130,10 @@ def _shadow(area: Field, parts: list[Part], radius: float) -> None:
     spread = np.float32(0.10 * radius + 2.5)
     depth = np.clip(0.5 - outline[:-down, :-aside] * np.float32(radius) / (2 * spread), 0, 1)
     area[down:, aside:] *= 1 - np.float32(0.34) * (depth * depth * (3 - 2 * depth))[..., None]
+
+
+def _rim_width(radius: float) -> float:
+    return max(1.4, 0.055 * radius)
 
 
 def _paint(area: Field, part: Part, colour: Field, x: Field, y: Field, radius: float) -> None:
@@ -133,8 +158,7 @@ def _paint(area: Field, part: Part, colour: Field, x: Field, y: Field, radius: f
     slope = np.clip(0.5 + 0.45 * across, 0, 1)
     colours = base + (lit - base) * slope[..., None]
     colours += in_shade[..., None] * (shade - colours)
-    width = np.float32(max(1.4, 0.055 * radius))
-    edge = np.clip(0.5 + distance + width, 0, 1)
+    edge = np.clip(0.5 + distance + np.float32(_rim_width(radius)), 0, 1)
     colours += edge[..., None] * (rim - colours)
     area += cover[..., None] * (colours - area)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 import numpy as np
@@ -121,6 +121,16 @@ def training_scene(rng: np.random.Generator, grammar: Grammar = Grammar.FULL) ->
     while kept_out(scene := random_scene(rng, grammar)):
         pass
     return scene
+
+
+def twin(scene: Scene, rng: np.random.Generator) -> Scene:
+    """A scene of two things with their colours, their shapes or both swapped: the same words, bound otherwise."""
+    first, second = scene.things
+    swapped = int(rng.integers(3))
+    colours = (second.colour, first.colour) if swapped != 1 else (first.colour, second.colour)
+    shapes = (second.shape, first.shape) if swapped != 0 else (first.shape, second.shape)
+    things = (replace(first, colour=colours[0], shape=shapes[0]), replace(second, colour=colours[1], shape=shapes[1]))
+    return replace(scene, things=things)
 
 
 NO_THING = -1

@@ -52,3 +52,12 @@ def test_the_grammar_lists_all_its_words() -> None:
     said = {word for _ in range(5000) for word in re.findall("[a-z]+", caption(random_scene(rng), rng))}
     assert said <= set(all_words())
     assert {word for name in BACKGROUNDS for word in name.split()} <= set(all_words())
+
+
+def test_ordered_captions_tell_which_is_where() -> None:
+    rng = np.random.default_rng(RNG_SEED)
+    left, right = Thing(colour="red", shape="star", place="left"), Thing(colour="blue", shape="moon", place="right")
+    pair = Scene(things=(left, right), background="snow")
+    said = [caption(pair, rng, ordered=True) for _ in range(300)]
+    assert all("left" in words or "right" in words for words in said)
+    assert any("left" not in words and "right" not in words for words in (caption(pair, rng) for _ in range(300)))

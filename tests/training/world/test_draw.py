@@ -102,3 +102,23 @@ def test_scenes_are_unlike_one_another() -> None:
 def mean_of(image: np.ndarray) -> Sequence[float]:
     """Mean colours of the upper and of the lower quarter, which things in the middle leave free."""
     return [*image[:32].mean(axis=(0, 1)), *image[-32:].mean(axis=(0, 1))]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_what_has_the_things_colour_is_known(shape: str) -> None:
+    drawing = draw(scene("purple", shape, "white"), np.random.default_rng(10))
+    owned = drawing.owner == 1
+    assert drawing.body.any() and not (drawing.body & ~owned).any()
+    assert named(drawing.image[drawing.body]) == "purple"
+    purple = np.array([nearest_colour(pixel) == "purple" for pixel in drawing.image[drawing.body]])
+    assert purple.mean() > 0.85
+    left, top, right, bottom = (drawing.boxes[0] * SIDE).round().astype(int)
+    inside = np.zeros_like(owned)
+    inside[top - 2 : bottom + 2, left - 2 : right + 2] = True
+    assert owned.sum() > 0.2 * inside.sum() and not (owned & ~inside).any()
+
+
+def test_of_two_things_each_has_its_own_pixels() -> None:
+    things = (Thing(colour="red", shape="circle", place="left"), Thing(colour="blue", shape="square", place="right"))
+    owner = draw(Scene(things=things, background="white"), np.random.default_rng(11)).owner
+    assert np.nonzero(owner == 1)[1].max() < 64 <= np.nonzero(owner == 2)[1].min()

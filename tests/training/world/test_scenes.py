@@ -23,6 +23,7 @@ from training.world.scenes import (
     to_code,
     training_scene,
     triple_kept_out,
+    twin,
 )
 
 # A change of the rule shows trained models what they were to be tested on. These lines are the rule as it was first trained with.
@@ -82,3 +83,15 @@ def test_codes_are_read_back() -> None:
 def test_each_anchor_is_nearest_to_itself() -> None:
     assert nearest_colour(np.array([217, 48, 48])) == "red"
     assert nearest_colour(np.array([40, 40, 40])) == "black"
+
+
+def test_twins_have_the_same_words_bound_otherwise() -> None:
+    rng = np.random.default_rng(3)
+    red, blue = Thing(colour="red", shape="star", place="left", size="small"), Thing(colour="blue", shape="moon", place="right")
+    pair = Scene(things=(red, blue), background="sea")
+    twins = {twin(pair, rng) for _ in range(50)}
+    assert len(twins) == 3 and pair not in twins
+    for other in twins:
+        assert [thing.place for thing in other.things] == ["left", "right"] and other.things[0].size == "small"
+        assert {thing.colour for thing in other.things} == {"red", "blue"}
+        assert {thing.shape for thing in other.things} == {"star", "moon"}
