@@ -30,6 +30,7 @@ def main() -> None:
     )
     parser.add_argument("--times", type=int, default=1, help="so many times these rows, for every stage: 8 for a large GPU")
     parser.add_argument("--rate", type=float, help="of learning, instead of the stage's own")
+    parser.add_argument("--ema", type=float, help="of the U-Net's averaged weights, instead of 0.999: less for a short run")
     parser.add_argument("--scenes", type=int, default=200_000, help="to encode")
     parser.add_argument(
         "--minutes", type=float, help="stop after these, the rate fallen by then; those of `all` are divided among the stages"
@@ -105,6 +106,7 @@ def _runner(stage: str, arguments: argparse.Namespace) -> Callable[[], None]:
             rows=rows(32),
             train_text=arguments.train_text,
             minutes=minutes,
+            **({} if arguments.ema is None else {"ema": arguments.ema}),
             **rate,
             **decay,
         ),

@@ -57,11 +57,14 @@ def cache_latents(
     encoder.load_weights(cache_folder("vae") / "encoder.weights.h5")
     shards = [shard for shard in range(-(-scenes // SHARD)) if not _shard(grammar, shard).exists()]
     started = time.time()
-    drawn = in_order(drawn_scenes, [(grammar, SHARD, (seed, shard)) for shard in shards], workers=drawing_workers())
-    for done, (shard, pictures) in enumerate(zip(shards, drawn, strict=True), 1):
+    calls = [(grammar, min(SHARD, scenes - shard * SHARD), (seed, shard)) for shard in shards]
+    drawn = in_order(drawn_scenes, calls, workers=drawing_workers())
+    encoded = 0
+    for shard, pictures in zip(shards, drawn, strict=True):
         latents = _encoded(encoder, pictures.pop("images"))
+        encoded += len(latents)
         save_arrays(_shard(grammar, shard), {**pictures, "latents": latents})
-        report("latents", shard=shard, scenes_a_second=round(done * SHARD / (time.time() - started), 1))
+        report("latents", shard=shard, scenes_a_second=round(encoded / (time.time() - started), 1))
         if minutes is not None and time.time() - started > 60 * minutes:
             break
 

@@ -182,6 +182,7 @@ def train_unet(
     rows: int = 32,
     rate: float = 6e-4,
     decay: float = 0.2,
+    ema: float = 0.999,
     train_text: bool = False,
     minutes: float | None = None,
 ) -> None:
@@ -196,7 +197,7 @@ def train_unet(
     if not (cache_folder(stage) / "state.npz").exists() and (before := starting_weights(grammar)):
         network.unet.load_weights(before)
         report(stage, begins_with=before.parent.name)
-    schedule = Schedule(steps=steps, rate=rate, decay=decay, minutes=minutes, ema=0.999, seed=41, report_every=100)
+    schedule = Schedule(steps=steps, rate=rate, decay=decay, minutes=minutes, ema=ema, seed=41, report_every=100)
     started = time.time()
     batches = Batches(sources_for(grammar), rows, lambda step: schedule.progress(step, time.time() - started))
     train(network, batches, schedule, stage, optimizer=TwoRates)
