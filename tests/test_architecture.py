@@ -52,7 +52,7 @@ TABLE = {
     "sampling": room(),
     "models": room(backends=True),
     "engines": room(backends=True),
-    "checkpoints": room("models", backends=True),
+    "checkpoints": room("sampling models", backends=True),
     "stages": room("contract sampling models checkpoints engines"),
     "pipeline": room("contract", base_only=True),
     "remote": room("contract wire", base_only=True),

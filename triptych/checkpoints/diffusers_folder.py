@@ -9,14 +9,17 @@
     scheduler/      scheduler_config.json
     tokenizer/      vocab.json  merges.txt  tokenizer_config.json  special_tokens_map.json
 
-triptych.json is our own: what diffusers' files do not say. Reading configurations imports no keras.
+triptych.json is our own: what diffusers' files do not say, and docs/checkpoints.md says how it is derived where there is none.
+In place of a file of weights there may be its half-precision variant (`model.fp16.safetensors`), or an index and the shards that
+it lists. Reading configurations imports no keras.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from functools import cached_property, partial
@@ -24,40 +27,64 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from triptych.checkpoints.checkpoint import ModelFacts, Network
-from triptych.checkpoints.weights import TensorFile, half_precision_file, tensor_file
+from triptych.checkpoints.weights import Tensors, half_precision_file, read_index, read_json, sharded_tensors, tensor_file
 from triptych.errors import CheckpointError
-from triptych.models.config import CLIPTextConfig, NetworkConfig, UNetConfig, VAEConfig
+from triptych.models.config import STABLE_DIFFUSION_1_5_VAE, CLIPTextConfig, NetworkConfig, UNetConfig, VAEConfig
+from triptych.sampling import replaced_sampler
 
 if TYPE_CHECKING:
     import keras
 
 
 class DiffusersFolder:
-    """See `Checkpoint`: a model's folder."""
+    """See `Checkpoint`: a model's folder.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: The folder.
+        name: What the model is called where triptych.json does not say; the folder's own name where None.
+        variant: Which of several files of weights to read, such as `fp16` for `model.fp16.safetensors`. None is the plain one,
+            and that of half precision where there is no plain one.
+    """
+
+    def __init__(self, path: Path, *, name: str | None = None, variant: str | None = None) -> None:
         self.path = path
+        self.name = name or path.resolve().name
+        self.variant = variant
 
     @cached_property
     def facts(self) -> ModelFacts:
-        return ModelFacts.from_dict(_read_json(self.path / "triptych.json"))
+        self._refuse_other_pipelines()
+        if self._says_what_it_is:
+            return ModelFacts.from_dict(read_json(self.path / "triptych.json"))
+        sampler, warning = replaced_sampler(self.scheduler)
+        return ModelFacts(
+            model=self.name,
+            latent_space="sd-1" if self.vae == STABLE_DIFFUSION_1_5_VAE else self.name,
+            text_space=_text_space(self.text_encoder) or self.name,
+            sizes=(_size(self._unet, self.vae.downsampling),),
+            sampler=sampler,
+            num_steps=50,
+            guidance_scale=7.5,
+            warnings=() if warning is None else (warning,),
+        )
 
     @cached_property
     def text_encoder(self) -> CLIPTextConfig:
-        return CLIPTextConfig.from_dict(_read_json(self.path / "text_encoder" / "config.json"))
+        return CLIPTextConfig.from_dict(read_json(self.path / "text_encoder" / "config.json"))
 
     @cached_property
     def unet(self) -> UNetConfig:
-        return UNetConfig.from_dict(_read_json(self.path / "unet" / "config.json"))
+        return UNetConfig.from_dict(self._unet)
 
     @cached_property
     def vae(self) -> VAEConfig:
-        return VAEConfig.from_dict(_read_json(self.path / "vae" / "config.json"))
+        return VAEConfig.from_dict(read_json(self.path / "vae" / "config.json"))
 
     @cached_property
     def scheduler(self) -> dict[str, Any]:
         """The noise schedule and the sampler's options, with diffusers' names."""
-        return _read_json(self.path / "scheduler" / "scheduler_config.json")
+        values = read_json(self.path / "scheduler" / "scheduler_config.json")
+        return values if self._says_what_it_is else {**values, **_PIPELINE_OPTIONS}
 
     @property
     def tokenizer(self) -> Path:
@@ -67,12 +94,82 @@ class DiffusersFolder:
         config: NetworkConfig = getattr(self, network.subfolder)
         return config
 
-    def tensors(self, network: Network) -> AbstractContextManager[TensorFile]:
-        return tensor_file(_weights_file(self.path, network.subfolder), partial(_our_name, network))
+    def tensors(self, network: Network) -> AbstractContextManager[Tensors]:
+        path = self._weights(network)
+        name_of = partial(_our_name, network)
+        return sharded_tensors(path, name_of) if path.suffix == ".json" else tensor_file(path, name_of)
 
     def weights_digest(self, network: Network) -> str:
-        with _weights_file(self.path, network.subfolder).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        """sha256 of the file of weights; of shards, of their contents one after the other in the order of their names."""
+        path = self._weights(network)
+        digest = hashlib.sha256()
+        for each in read_index(path) if path.suffix == ".json" else (path,):
+            try:
+                with each.open("rb") as file:
+                    hashlib.file_digest(file, lambda: digest)
+            except FileNotFoundError as error:
+                raise CheckpointError(f"there is no {each}") from error
+        return digest.hexdigest()
+
+    @cached_property
+    def _unet(self) -> dict[str, Any]:
+        return read_json(self.path / "unet" / "config.json")
+
+    @property
+    def _says_what_it_is(self) -> bool:
+        return (self.path / "triptych.json").exists()
+
+    def _weights(self, network: Network) -> Path:
+        """The file of weights, or the index of its shards."""
+        folder = self.path / network.subfolder
+        there = {path.name for path in folder.glob("*")}
+        if (name := weights_file(network, there, self.variant)) is not None:
+            return folder / name
+        if pickles := pickles_among(there):
+            raise CheckpointError(pickle_sentence(str(folder / pickles[0])))
+        raise CheckpointError(f"there is no {folder / _file_name(network, self.variant)}")
+
+    def _refuse_other_pipelines(self) -> None:
+        path = self.path / "model_index.json"
+        name = read_json(path).get("_class_name") if path.exists() else PIPELINES[0]
+        if name not in PIPELINES:
+            raise CheckpointError(
+                f"{self.path} is a model for diffusers' {str(name)[:64]}; only models of Stable Diffusion 1.x and 2.x are served "
+                f"({', '.join(PIPELINES)})"
+            )
+
+
+PIPELINES = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline")
+"""Classes of model_index.json whose parts are ours. Others have other networks, or other uses of the same ones."""
+
+HALF_PRECISION = "fp16"
+
+
+def weights_file(network: Network, names: Collection[str], variant: str | None = None) -> str | None:
+    """Which of the files in a network's folder has its weights, or is the index of those that do; None where none does.
+
+    Args:
+        network: Of which.
+        names: Of the files in its folder.
+        variant: As of `DiffusersFolder`.
+    """
+    for each in (None, HALF_PRECISION) if variant is None else (variant,):
+        for name in (_file_name(network, each), _index_name(network, each)):
+            if name in names:
+                return name
+    return None
+
+
+def pickles_among(names: Iterable[str]) -> list[str]:
+    """Those files that would run code when they are loaded."""
+    return sorted(name for name in names if name.endswith((".bin", ".ckpt", ".pt", ".pth")))
+
+
+def pickle_sentence(path: str) -> str:
+    return (
+        f"{path} is a pickle, which can run code when it is loaded, so it is refused; "
+        "convert it with diffusers: save_pretrained(..., safe_serialization=True)"
+    )
 
 
 def save_network(folder: Path, subfolder: str, config: NetworkConfig, *models: keras.Model) -> None:
@@ -84,9 +181,14 @@ def save_network(folder: Path, subfolder: str, config: NetworkConfig, *models: k
         CheckpointError: A weight is too large for half precision, or not a number.
     """
     content = half_precision_file(models)
+    save_config(folder, subfolder, config).write_bytes(content)
+
+
+def save_config(folder: Path, subfolder: str, config: NetworkConfig) -> Path:
+    """Writes the configuration of a network, and returns where its weights belong."""
     target = folder / subfolder
     save_json(target / "config.json", {**_DIFFUSERS_CLASS[subfolder], **config.to_dict()})
-    (target / _WEIGHTS_FILE[subfolder]).write_bytes(content)
+    return target / f"{_STEM[subfolder]}.safetensors"
 
 
 def save_description(folder: Path, facts: ModelFacts, scheduler: Mapping[str, Any]) -> None:
@@ -101,11 +203,7 @@ def save_json(path: Path, values: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
-_WEIGHTS_FILE = {
-    "text_encoder": "model.safetensors",
-    "unet": "diffusion_pytorch_model.safetensors",
-    "vae": "diffusion_pytorch_model.safetensors",
-}
+_STEM = {"text_encoder": "model", "unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
 _DIFFUSERS_CLASS: Mapping[str, Mapping[str, Any]] = {
     "text_encoder": {"architectures": ["CLIPTextModel"], "model_type": "clip_text_model"},
     "unet": {"_class_name": "UNet2DConditionModel"},
@@ -143,30 +241,40 @@ def _our_name(network: Network, key: str) -> str | None:
     return key
 
 
-def _weights_file(folder: Path, subfolder: str) -> Path:
-    path = folder / subfolder / _WEIGHTS_FILE[subfolder]
-    if not path.is_file():
-        if pickles := sorted(_pickles(folder / subfolder)):
-            raise CheckpointError(
-                f"{pickles[0]} is a pickle, which can run code when it is loaded, so it is refused; "
-                "convert it with diffusers: save_pretrained(..., safe_serialization=True)"
-            )
-        raise CheckpointError(f"there is no {path}")
-    return path
+def _file_name(network: Network, variant: str | None) -> str:
+    return ".".join(filter(None, (_STEM[network.subfolder], variant, "safetensors")))
 
 
-def _pickles(folder: Path) -> Iterator[Path]:
-    for ending in ("*.bin", "*.ckpt", "*.pt", "*.pth"):
-        yield from folder.glob(ending)
+def _index_name(network: Network, variant: str | None) -> str:
+    return ".".join(filter(None, (_STEM[network.subfolder], "safetensors.index", variant, "json")))
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"there is no {path}") from error
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path} holds no JSON object")
-    return values
+# What diffusers' pipelines make of every scheduler_config.json, because those of the first checkpoints lack them
+_PIPELINE_OPTIONS = {"steps_offset": 1, "clip_sample": False}
+
+
+def _text_space(config: CLIPTextConfig) -> str | None:
+    match (config.hidden_size, config.num_hidden_layers, config.hidden_act):
+        case (768, 12, "quick_gelu"):
+            return "clip-vit-l-14"
+        case (1024, 23, "gelu"):
+            return "openclip-vit-h-14"
+    return None
+
+
+def _size(unet: Mapping[str, Any], downsampling: int) -> tuple[int, int]:
+    """(width, height) in pixels that a U-Net's configuration recommends, as diffusers' pipeline reads it."""
+    latents = unet.get("sample_size") or 64
+    height, width = latents if isinstance(latents, list) and len(latents) == 2 else (latents, latents)
+    if not all(type(side) is int and side > 0 for side in (width, height)):
+        raise CheckpointError(
+            f"the configuration of the U-Net has sample_size={str(latents)[:64]}; it must be a whole number above 0"
+        )
+    if latents == width < 64 and _is_before_0_9(unet.get("_diffusers_version")):
+        width = height = 64  # they said 32 and meant 64
+    return width * downsampling, height * downsampling
+
+
+def _is_before_0_9(version: Any) -> bool:
+    found = re.match(r"0\.(\d+)\b", version) if isinstance(version, str) else None
+    return found is not None and int(found[1]) < 9

@@ -6,8 +6,9 @@ A layer's name is the module path of the file, so that no table stands between: 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import contextmanager
+import json
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -36,7 +37,7 @@ class Tensors(Protocol):
         """Diffusers' and transformers' 4 names of them, without those that belong elsewhere."""
 
     def read(self, name: str) -> NDArray[Any]:
-        """One tensor, as its file has it, of half or single precision.
+        """One tensor of half or single precision, as its file has it; those in bfloat16 come in single precision.
 
         Raises:
             CheckpointError: It is damaged or of another type.
@@ -49,17 +50,30 @@ class TensorFile:
     def __init__(self, file: Any, path: Path, name_of: Callable[[str], str | None]) -> None:
         self.origin = str(path)
         self._file = file
-        self._key_of = {name: key for key in file.keys() if (name := name_of(key)) is not None}  # noqa: SIM118 - is no mapping
+        self._key_of = _keys_by_name(self.origin, file.keys(), name_of)
+
+    def names(self) -> Collection[str]:
+        return self._key_of.keys()
+
+    def read(self, name: str) -> NDArray[Any]:
+        return _read(self._file, self._key_of[name], self.origin)
+
+
+class ShardedTensors:
+    """See `Tensors`: those of several safetensors files, each mapped into memory, as an index lists them."""
+
+    def __init__(self, files: Mapping[Path, Any], index: Path, name_of: Callable[[str], str | None]) -> None:
+        self.origin = str(index)
+        self._place_of = {key: (path, file) for path, file in files.items() for key in file.keys()}  # noqa: SIM118 - no mapping
+        self._key_of = _keys_by_name(self.origin, self._place_of, name_of)
 
     def names(self) -> Collection[str]:
         return self._key_of.keys()
 
     def read(self, name: str) -> NDArray[Any]:
         key = self._key_of[name]
-        dtype = self._file.get_slice(key).get_dtype()
-        if dtype not in ("F16", "F32"):
-            raise CheckpointError(f"{self.origin}: {key} is of type {dtype}; only F16 and F32 are read")
-        return self._file.get_tensor(key)
+        path, file = self._place_of[key]
+        return _read(file, key, str(path))
 
 
 @contextmanager
@@ -73,11 +87,62 @@ def tensor_file(path: Path, name_of: Callable[[str], str | None]) -> Iterator[Te
     Raises:
         CheckpointError: The file is damaged.
     """
+    with _open(path) as file:
+        yield TensorFile(file, path, name_of)
+
+
+@contextmanager
+def sharded_tensors(index: Path, name_of: Callable[[str], str | None]) -> Iterator[ShardedTensors]:
+    """The tensors of the shards that an index lists, while they are open.
+
+    Args:
+        index: A `*.safetensors.index.json` beside its shards.
+        name_of: As of `tensor_file`.
+
+    Raises:
+        CheckpointError: A shard is missing or damaged, or holds other tensors than the index says.
+    """
+    keys_of = read_index(index)
+    with ExitStack() as stack:
+        files = {path: stack.enter_context(_open(path)) for path in keys_of}
+        _refuse_other_keys(index, {path: set(file.keys()) for path, file in files.items()}, keys_of)
+        yield ShardedTensors(files, index, name_of)
+
+
+def read_index(index: Path) -> dict[Path, set[str]]:
+    """The keys of each shard that an index lists, in the order of the shards' names.
+
+    Raises:
+        CheckpointError: It is no such index, or names a shard that does not lie beside it.
+    """
+    shard_of = read_json(index).get("weight_map")
+    if not isinstance(shard_of, dict) or not shard_of:
+        raise CheckpointError(f"{index} lists no shards: it lacks weight_map")
+    keys_of: dict[Path, set[str]] = {}
+    for key, shard in shard_of.items():
+        if not isinstance(shard, str) or Path(shard).name != shard or not shard.endswith(".safetensors"):
+            raise CheckpointError(f"{index} lists {str(shard)[:64]!r}, which is not the name of a safetensors file beside it")
+        keys_of.setdefault(index.parent / shard, set()).add(key)
+    return dict(sorted(keys_of.items()))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        CheckpointError: There is no such file, or something else in it.
+    """
     try:
-        with safe_open(path, framework="numpy") as file:
-            yield TensorFile(file, path, name_of)
-    except SafetensorError as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from error
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"there is no {path}") from error
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path} holds no JSON object")
+    return values
 
 
 def fill(model: keras.Model, tensors: Tensors) -> None:
@@ -93,7 +158,10 @@ def fill(model: keras.Model, tensors: Tensors) -> None:
         if array.shape != tuple(variable.shape):
             shape = tuple(variable.shape)
             raise CheckpointError(f"{tensors.origin}: {name} has shape {array.shape} in Keras' order, not {shape}")
-        variable.assign(array.astype(np.float32))
+        array = array.astype(np.float32)
+        if not np.isfinite(array).all():
+            raise CheckpointError(f"{tensors.origin}: {name} holds NaN or infinity, so the file is damaged; fetch it again")
+        variable.assign(array)
 
 
 def half_precision_file(models: Iterable[keras.Model]) -> bytes:
@@ -113,6 +181,74 @@ def first_names(names: Iterable[str], count: int = 5) -> str:
     names = sorted(names)
     rest = len(names) - count
     return ", ".join(names[:count]) + (f" and {rest} more" if rest > 0 else "")
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[Any]:
+    try:
+        opened = safe_open(path, framework="numpy")
+    except FileNotFoundError as error:
+        raise CheckpointError(f"there is no {path}") from error
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    except SafetensorError as error:
+        raise CheckpointError(_damaged(path, error)) from error
+    with opened as file:
+        yield file
+
+
+def _damaged(path: Path, error: SafetensorError) -> str:
+    with path.open("rb") as file:
+        if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
+            return f"{path} is not the file itself but git-lfs's pointer to it; run `git lfs pull` where it was cloned"
+    return f"{path} is damaged, or was not downloaded to its end ({error}); fetch it again"
+
+
+_LFS_POINTER = b"version https://git-lfs"
+
+
+def _read(file: Any, key: str, origin: str) -> NDArray[Any]:
+    dtype = file.get_slice(key).get_dtype()
+    if dtype not in ("F16", "F32", "BF16"):
+        raise CheckpointError(f"{origin}: {key} is of type {dtype}; only F16, BF16 and F32 are read")
+    if dtype == "BF16":
+        import ml_dtypes  # noqa: F401 - teaches numpy the type
+    try:
+        array: NDArray[Any] = file.get_tensor(key)
+    except SafetensorError as error:
+        raise CheckpointError(_damaged(Path(origin), error)) from error
+    return array.astype(np.float32) if dtype == "BF16" else array  # exact: bfloat16 is the upper half of a float32
+
+
+def _keys_by_name(origin: str, keys: Iterable[str], name_of: Callable[[str], str | None]) -> dict[str, str]:
+    """The keys of a file by our names of them.
+
+    Raises:
+        CheckpointError: Two keys have one name.
+    """
+    by_name: dict[str, str] = {}
+    for key in keys:
+        if (name := name_of(key)) is None:
+            continue
+        if name in by_name:
+            raise CheckpointError(f"{origin} has {name} twice, as {by_name[name]} and as {key}")
+        by_name[name] = key
+    return by_name
+
+
+def _refuse_other_keys(index: Path, found: Mapping[Path, set[str]], listed: Mapping[Path, set[str]]) -> None:
+    shard_of: dict[str, Path] = {}
+    for path, keys in found.items():
+        if twice := keys & shard_of.keys():
+            other = shard_of[min(twice)]
+            raise CheckpointError(f"{first_names(twice)} is in two shards, {other.name} and {path.name} of {index}")
+        shard_of |= dict.fromkeys(keys, path)
+    for path, keys in listed.items():
+        if missing := keys - found[path]:
+            raise CheckpointError(f"{path} lacks {first_names(missing)}, which {index.name} says it holds")
+    for path, keys in listed.items():
+        if surplus := found[path] - keys:
+            raise CheckpointError(f"{path} holds {first_names(surplus)}, of which {index.name} says nothing")
 
 
 def _variables(model: keras.Model) -> dict[str, Any]:
