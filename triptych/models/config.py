@@ -129,11 +129,11 @@ class UNetConfig(NetworkConfig):
     freq_shift: float = 0
 
     @property
-    def num_layers(self) -> tuple[int, ...]:
-    @property
     def width(self) -> int:
         return max(self.block_out_channels)
 
+    @property
+    def num_layers(self) -> tuple[int, ...]:
         """Residual blocks of each level on the way down; on the way up there is one more."""
         return self._by_level(self.layers_per_block)
 
@@ -193,11 +193,11 @@ class VAEConfig(NetworkConfig):
     scaling_factor: float = 0.18215
 
     @property
-    def downsampling(self) -> int:
-    @property
     def width(self) -> int:
         return max(self.block_out_channels)
 
+    @property
+    def downsampling(self) -> int:
         """Pixels of an edge that become one latent."""
         return 2 ** (len(self.block_out_channels) - 1)
 
@@ -229,12 +229,12 @@ class CLIPTextConfig(NetworkConfig):
     hidden_act: str = "quick_gelu"
     layer_norm_eps: float = 1e-5
 
-    def _refuse_unsupported(self, values: Mapping[str, Any]) -> None:
-        _refuse_other_values("text encoder", values, _TEXT_ONLY)
     @property
     def width(self) -> int:
         return self.hidden_size
 
+    def _refuse_unsupported(self, values: Mapping[str, Any]) -> None:
+        _refuse_other_values("text encoder", values, _TEXT_ONLY)
         _refuse_other_values("text encoder", {"hidden_act": self.hidden_act}, {"hidden_act": ("quick_gelu", "gelu")})
 
     def _refuse_impossible(self) -> None:
