@@ -42,6 +42,7 @@ class Options(TypedDict, total=False):
     model: str
     output_format: str
     truncate: bool
+    long_prompt: bool
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -72,7 +72,11 @@ class Numerics:
 
 @dataclass(frozen=True, kw_only=True)
 class TextEncoderIdentity:
-    """A text encoder: the space that its contexts live in, (B, context_length, context_width)."""
+    """A text encoder: the space that its contexts live in, (B, context_length, context_width).
+
+    Attributes:
+        max_prompt_chunks: Contexts that it joins for a long prompt at most; 1 is none.
+    """
 
     model: str
     weights_digest: str
@@ -83,6 +87,7 @@ class TextEncoderIdentity:
     text_space: str
     context_length: int
     context_width: int
+    max_prompt_chunks: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +97,7 @@ class DiffusionIdentity:
     Attributes:
         sizes: (width, height) in pixels of the pictures it makes; the first is its default.
         samplers: Names it takes; the first is its default.
+        max_prompt_chunks: Contexts it takes are 1 to so many times `context_length` long.
         warnings: What whoever leaves the choice of sampler to it should know of the pictures, a sentence each.
     """
 
@@ -113,6 +119,7 @@ class DiffusionIdentity:
     samplers: tuple[str, ...]
     default_num_steps: int
     default_guidance_scale: float
+    max_prompt_chunks: int = 1
     warnings: tuple[str, ...] = ()
 
     def latents_shape(self, width: int, height: int) -> tuple[int, int, int]:
@@ -145,16 +152,20 @@ class EncodeRequest:
     """Prompts for the text encoder, one a row.
 
     Attributes:
-        truncate: Cut a prompt that is longer than the context, with a warning, instead of refusing it.
+        truncate: Cut a prompt that is too long, with a warning, instead of refusing it.
+        long_prompt: Cut a prompt that is longer than the context into chunks, and join their contexts. All rows get as many
+            chunks as the longest prompt needs; a prompt is too long when it needs more than the text encoder joins.
     """
 
     prompts: tuple[str, ...]
     truncate: bool = False
+    long_prompt: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class Encoded:
-    """Contexts, float32 (B, T, D), and what the caller should know about the prompts."""
+    """Contexts, float32 (B, T, D), and what the caller should know about the prompts. Only under `long_prompt` may T be more
+    than the context's length: a multiple of it."""
 
     context: Float32
     warnings: tuple[str, ...] = ()
@@ -284,7 +295,7 @@ class TextEncoder(Protocol):
             deadline: Of `time.monotonic()`, in seconds; past it nobody waits any more. None waits for ever.
 
         Raises:
-            InvalidValue: A prompt is longer than the context and `truncate` is not set.
+            InvalidValue: A prompt is too long and `truncate` is not set.
             QueueFull, StageNotReady, StageFailed, StageTimeout: As their names say.
         """
 
@@ -369,11 +380,26 @@ def check_denoise(request: DenoiseRequest, identity: DiffusionIdentity) -> None:
         raise InvalidValue("seeds must be uint64, one for each picture", param="seed")
     if request.progress_every is not None and request.progress_every < 1:
         raise InvalidValue(f"progress_every must be 1 or more, not {request.progress_every}", param="progress_every")
-    context = (identity.context_length, identity.context_width)
+    context = (_context_length(request, identity), identity.context_width)
     latents = identity.latents_shape(request.width, request.height)
     _check_rows("context", request.context, context, len(request.seeds))
     _check_rows("unconditional_context", request.unconditional_context, context, len(request.seeds))
     _check_rows("initial_noise", request.initial_noise, latents, len(request.seeds))
+
+
+def _context_length(request: DenoiseRequest, identity: DiffusionIdentity) -> int:
+    """How long the contexts of a request are: as long as one chunk, or as the chunks of its long prompts."""
+    length = identity.context_length
+    chunks, rest = divmod(request.context.shape[1], length) if request.context.ndim == 3 else (1, 0)
+    if rest or not chunks:
+        return length
+    if chunks > identity.max_prompt_chunks:
+        raise InvalidValue(
+            f"the context is {chunks} chunks of {length}, the diffusion model takes {identity.max_prompt_chunks}; "
+            f"it takes more when it is started with TRIPTYCH_MAX_PROMPT_CHUNKS={chunks}",
+            param="context",
+        )
+    return chunks * length
 
 
 def _check_rows(name: str, array: Float32 | None, row: tuple[int, ...], rows: int) -> None:

@@ -51,7 +51,8 @@ class GenerateRequest:
         width, height: Pixels.
         image_format: None asks for pixels, else for encoded files.
         image_texts: What each PNG carries as text: none, or one a picture.
-        truncate: Cut a prompt that is longer than the context instead of refusing it.
+        truncate: Cut a prompt that is too long instead of refusing it.
+        long_prompt: Let prompts be longer than the context, in chunks of it.
         previews: About how many predictions of the pictures to tell on the way.
     """
 
@@ -67,6 +68,7 @@ class GenerateRequest:
     image_format: ImageFormat | None = None
     image_texts: tuple[str, ...] = ()
     truncate: bool = False
+    long_prompt: bool = False
     previews: int = 0
 
     @property
@@ -80,7 +82,7 @@ class GenerateRequest:
 
     def to_encode(self) -> EncodeRequest:
         prompts = (self.prompt, self.negative_prompt) if self.guided else (self.prompt,)
-        return EncodeRequest(prompts=prompts, truncate=self.truncate)
+        return EncodeRequest(prompts=prompts, truncate=self.truncate, long_prompt=self.long_prompt)
 
     def to_denoise(self, encoded: Encoded) -> DenoiseRequest:
         rows = 2 if self.guided else 1

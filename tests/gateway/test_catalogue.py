@@ -22,6 +22,7 @@ async def test_a_model_says_what_it_can_do_and_whose_stages_it_has() -> None:
         "default_num_steps": 4,
         "default_guidance_scale": 7.5,
         "context_length": 77,
+        "max_prompt_chunks": 1,
     }
     assert {name: stage["weights_digest"][0] for name, stage in model["stages"].items()} == {
         "text_encoder": "1",

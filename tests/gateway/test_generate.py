@@ -32,6 +32,7 @@ FULL = {
     "model": "fake",
     "output_format": "png",
     "truncate": False,
+    "long_prompt": False,
 }
 
 
@@ -78,6 +79,7 @@ class TestJson:
             "sampler": "ddim",
             "output_format": "png",
             "truncate": False,
+            "long_prompt": False,
         }
         assert answers[1]["parameters"] == answers[0]["parameters"]
 

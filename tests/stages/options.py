@@ -18,3 +18,4 @@ class Options:
     threads: int | None = 2
     queue_size: int = 8
     cached_contexts: int = 8
+    max_prompt_chunks: int = 1

@@ -128,6 +128,7 @@ def generate(
     sampler: Annotated[str | None, typer.Option(help="Which sampler.")] = None,
     model: Annotated[str | None, typer.Option(help="Which model.")] = None,
     truncate: Annotated[bool, typer.Option("--truncate", help="Cut a prompt that is too long.")] = False,
+    long_prompt: Annotated[bool, typer.Option("--long-prompt", help="Let the prompt be longer than a context.")] = False,
     receipt: Annotated[Path | None, typer.Option(help="File to write the receipt to, for `triptych verify`.")] = None,
     url: Annotated[str, typer.Option(envvar="TRIPTYCH_URL", help="Where the gateway is.")] = "http://127.0.0.1:8000",
     api_key: Annotated[str | None, typer.Option(envvar="TRIPTYCH_API_KEY", help="What the gateway demands.")] = None,
@@ -153,6 +154,7 @@ def generate(
         sampler=sampler,
         model=model,
         truncate=truncate or None,
+        long_prompt=long_prompt or None,
     )
 
 

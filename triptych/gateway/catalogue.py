@@ -32,7 +32,8 @@ class Abilities(BaseModel):
     samplers: list[str] = Field(description="The first is the default.")
     default_num_steps: int
     default_guidance_scale: float
-    context_length: int = Field(description="Tokens that a prompt may have.")
+    context_length: int = Field(description="Tokens of a context, the two marks of a prompt's start and end included.")
+    max_prompt_chunks: int = Field(description="Contexts that a prompt may take under `long_prompt`.")
 
 
 class ModelAnswer(BaseModel):
@@ -127,6 +128,7 @@ def _abilities(identities: Identities) -> Abilities:
         default_num_steps=diffusion.default_num_steps,
         default_guidance_scale=diffusion.default_guidance_scale,
         context_length=identities.text_encoder.context_length,
+        max_prompt_chunks=min(identities.text_encoder.max_prompt_chunks, diffusion.max_prompt_chunks),
     )
 
 

@@ -100,6 +100,14 @@ class GenerateBody(BaseModel):
         Allowed("true or false"),
         Field(description="Cut a prompt that is too long for the model, with a warning, instead of refusing it."),
     ] = None
+    long_prompt: Annotated[
+        bool | None,
+        Allowed("true or false"),
+        Field(
+            description="Let prompts be longer than the model's context, in chunks of it; "
+            "`GET /models` says how many there may be, as `max_prompt_chunks`."
+        ),
+    ] = None
     previews: Annotated[
         int | None,
         Allowed("a whole number from 0 to 20"),
@@ -130,6 +138,7 @@ class Parameters:
     sampler: str
     output_format: ImageFormat
     truncate: bool
+    long_prompt: bool
 
     def as_json(self) -> dict[str, Any]:
         return dict(vars(self))
@@ -145,8 +154,9 @@ class Parameters:
         """For each picture what makes it again, and nothing that changes between two runs: equal requests, equal bytes."""
         shared = self.as_json()
         del shared["num_images"], shared["output_format"]
-        if not self.truncate:
-            del shared["truncate"]
+        for flag in ("truncate", "long_prompt"):
+            if not shared[flag]:
+                del shared[flag]
         return tuple(json.dumps(shared | {"seed": seed}, sort_keys=True, ensure_ascii=False) for seed in seeds)
 
 
@@ -187,6 +197,7 @@ def resolve(body: GenerateBody, model: str, identities: Identities) -> Parameter
         sampler=_resolve_sampler(body.sampler, diffusion.samplers),
         output_format=ImageFormat(body.output_format or ImageFormat.PNG),
         truncate=bool(body.truncate),
+        long_prompt=bool(body.long_prompt),
     )
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TypeAlias
 
-from triptych.contract import EncodeRequest, StageName
+from triptych.contract import StageName
 from triptych.errors import InvalidValue, StageError, StageTimeout
 from triptych.gateway.parameters import Parameters
 from triptych.gateway.previews import Preview, Previews
@@ -114,10 +114,12 @@ def _previews(gateway: Gateway, job: Job, tell: Callable[[Preview], None]) -> Pr
 
 async def _name_the_prompt(job: Job, error: InvalidValue) -> InvalidValue:
     """The text encoder was sent two prompts and refuses one of them; asked for the first alone it shows which."""
-    prompt, *others = job.parameters.to_request().to_encode().prompts
+    request = job.parameters.to_request().to_encode()
+    prompt, *others = request.prompts
     try:
         if others:
-            await job.model.pipeline.text_encoder.encode(EncodeRequest(prompts=(prompt,)), deadline=job.deadline)
+            alone = replace(request, prompts=(prompt,))
+            await job.model.pipeline.text_encoder.encode(alone, deadline=job.deadline)
             return InvalidValue(error.message, param="negative_prompt")
     except InvalidValue:
         pass

@@ -144,6 +144,10 @@ class StageSettings(ServerSettings):
     max_requests: PositiveInt = 128
     """Requests that are read or worked on at the same time; one more is refused with 429, unread."""
 
+    max_prompt_chunks: PositiveInt = 1
+    """Chunks of a context that a long prompt may have, as in `long_prompt=true`; told to the text encoder and the diffusion stage
+    alike. For each number of chunks the diffusion stage has a network of its own, which costs another copy of the weights."""
+
     cached_contexts: Annotated[int, Field(ge=0)] = 256
     """Prompts whose contexts the text encoder keeps; 0 keeps none."""
 

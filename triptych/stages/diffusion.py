@@ -47,7 +47,8 @@ class DiffusionStage(LocalStage[DiffusionIdentity]):
         if config.in_channels != vae.latent_channels:
             raise CheckpointError(f"a U-Net of {config.in_channels} input channels is not supported by this version")
         samplers = _default_first(facts.sampler)
-        context = RowSpec(shape=(networks.files.text_encoder.max_position_embeddings, config.cross_attention_dim))
+        length, width_of_context = networks.files.text_encoder.max_position_embeddings, config.cross_attention_dim
+        chunks = range(1, self.options.max_prompt_chunks + 1)
         sizes = networks.sizes(vae.downsampling * 2 ** (len(config.block_out_channels) - 1))
         self._schedule = ScheduleConfig.from_dict(networks.files.scheduler)
         compiled = [
@@ -56,13 +57,14 @@ class DiffusionStage(LocalStage[DiffusionIdentity]):
                 {
                     "latents": RowSpec(shape=(height // vae.downsampling, width // vae.downsampling, config.in_channels)),
                     "timestep": RowSpec(shape=(), below=self._schedule.num_train_timesteps),
-                    "context": context,
+                    "context": RowSpec(shape=(number * length, width_of_context)),
                 },
             )
             for width, height in sizes
+            for number in chunks
         ]
         self._batcher = StepBatcher(
-            {(network.rows["latents"].shape, context.shape): network for network in compiled},
+            {(network.rows["latents"].shape, network.rows["context"].shape): network for network in compiled},
             capacity=min(network.usable_batch_sizes[-1] for network in compiled),
             queue_size=self.options.queue_size,
         )
@@ -75,8 +77,8 @@ class DiffusionStage(LocalStage[DiffusionIdentity]):
             largest_difference=networks.largest_difference,
             text_space=facts.text_space,
             latent_space=facts.latent_space,
-            context_length=context.shape[0],
-            context_width=context.shape[1],
+            context_length=length,
+            context_width=width_of_context,
             latent_channels=vae.latent_channels,
             downsampling=vae.downsampling,
             prediction_type=self._schedule.prediction_type,
@@ -85,6 +87,7 @@ class DiffusionStage(LocalStage[DiffusionIdentity]):
             samplers=samplers,
             default_num_steps=facts.num_steps,
             default_guidance_scale=facts.guidance_scale,
+            max_prompt_chunks=self.options.max_prompt_chunks,
             warnings=facts.warnings,
         )
 

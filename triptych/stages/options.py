@@ -49,5 +49,11 @@ class StageOptions(Protocol):
         """Jobs that may wait for the network; one more is refused."""
 
     @property
+    def max_prompt_chunks(self) -> int:
+        """Chunks of a context that a long prompt may have: the text encoder joins so many, and the diffusion stage has a network
+        of its own for each number of them.
+        """
+
+    @property
     def cached_contexts(self) -> int:
         """Prompts whose contexts the text encoder keeps; 0 keeps none."""

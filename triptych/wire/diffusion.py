@@ -36,7 +36,7 @@ _INPUTS_TO_RESUME = ("latents", "sampler_state", "position")
 def to_metadata(identity: DiffusionIdentity) -> ModelMetadata:
     return ModelMetadata(
         name=MODEL,
-        inputs=_inputs(identity),
+        inputs=_inputs(identity, context_length=identity.context_length if identity.max_prompt_chunks == 1 else ANY),
         outputs=(TensorSpec(name="latents", datatype="FP32", shape=(ANY, ANY, ANY, identity.latent_channels)),),
         parameters={**to_parameters(identity), FRAMES_PARAMETER: True},
     )
@@ -82,7 +82,7 @@ def read_request(request: InferRequest, identity: DiffusionIdentity) -> DenoiseR
     Raises:
         InvalidValue: A tensor or parameter is not what the metadata says, or a state is not complete.
     """
-    check_inputs(request.inputs, _inputs(identity))
+    check_inputs(request.inputs, _inputs(identity, context_length=_length_to_expect(request.inputs.get("context"), identity)))
     parameters = Parameters(request.parameters)
     width, height = identity.sizes[0]
     denoise = DenoiseRequest(
@@ -204,8 +204,15 @@ def _read_state(tensors: Mapping[str, Array], state_key: str) -> DenoiseState | 
     return DenoiseState(**parts)
 
 
-def _inputs(identity: DiffusionIdentity) -> tuple[TensorSpec, ...]:
-    context = (ANY, identity.context_length, identity.context_width)
+def _length_to_expect(context: Array | None, identity: DiffusionIdentity) -> int:
+    """Of contexts: one chunk, unless they are several; how many there may be is the stage's to say, with what can be done."""
+    length = identity.context_length
+    several = context is not None and context.ndim == 3 and context.shape[1] > length and context.shape[1] % length == 0
+    return ANY if several else length
+
+
+def _inputs(identity: DiffusionIdentity, *, context_length: int) -> tuple[TensorSpec, ...]:
+    context = (ANY, context_length, identity.context_width)
     latents = (ANY, ANY, identity.latent_channels)
     return (
         TensorSpec(name="context", datatype="FP32", shape=context),

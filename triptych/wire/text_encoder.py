@@ -15,7 +15,7 @@ INPUTS = (TensorSpec(name="prompt", datatype="BYTES", shape=(ANY,)),)
 
 
 def to_metadata(identity: TextEncoderIdentity) -> ModelMetadata:
-    context = (ANY, identity.context_length, identity.context_width)
+    context = (ANY, identity.context_length if identity.max_prompt_chunks == 1 else ANY, identity.context_width)
     return ModelMetadata(
         name=MODEL,
         inputs=INPUTS,
@@ -32,7 +32,8 @@ def write_request(request: EncodeRequest) -> InferRequest:
     """Raises InvalidValue for a prompt that is not valid Unicode."""
     return InferRequest(
         inputs={"prompt": encode_texts("prompt", request.prompts)},
-        parameters={"truncate": request.truncate},
+        # A text encoder that has never heard of long prompts is not told of them in vain.
+        parameters={"truncate": request.truncate} | ({"long_prompt": True} if request.long_prompt else {}),
         outputs=(RequestedOutput(name="context"),),
     )
 
@@ -42,8 +43,10 @@ def read_request(request: InferRequest, identity: TextEncoderIdentity) -> Encode
     check_inputs(request.inputs, INPUTS)
     parameters = Parameters(request.parameters)
     truncate = parameters.flag("truncate", default=False)
+    long_prompt = parameters.flag("long_prompt", default=False)
     parameters.finish()
-    return EncodeRequest(prompts=decode_texts("prompt", request.inputs["prompt"]), truncate=truncate)
+    prompts = decode_texts("prompt", request.inputs["prompt"])
+    return EncodeRequest(prompts=prompts, truncate=truncate, long_prompt=long_prompt)
 
 
 def write_response(encoded: Encoded) -> InferResponse:
