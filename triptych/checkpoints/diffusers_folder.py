@@ -60,7 +60,7 @@ class DiffusersFolder:
         return ModelFacts(
             model=self.name,
             latent_space="sd-1" if self.vae == STABLE_DIFFUSION_1_5_VAE else self.name,
-            text_space=_text_space(self.text_encoder) or self.name,
+            text_space=text_space_of(self.text_encoder) or self.name,
             sizes=(_size(self._unet, self.vae.downsampling),),
             sampler=sampler,
             num_steps=50,
@@ -253,7 +253,8 @@ def _index_name(network: Network, variant: str | None) -> str:
 _PIPELINE_OPTIONS = {"steps_offset": 1, "clip_sample": False}
 
 
-def _text_space(config: CLIPTextConfig) -> str | None:
+def text_space_of(config: CLIPTextConfig) -> str | None:
+    """The name of what a text encoder of Stable Diffusion makes; None where it is of neither family."""
     match (config.hidden_size, config.num_hidden_layers, config.hidden_act):
         case (768, 12, "quick_gelu"):
             return "clip-vit-l-14"

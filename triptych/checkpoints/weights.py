@@ -56,7 +56,7 @@ class TensorFile:
         return self._key_of.keys()
 
     def read(self, name: str) -> NDArray[Any]:
-        return _read(self._file, self._key_of[name], self.origin)
+        return read_tensor(self._file, self._key_of[name], self.origin)
 
 
 class ShardedTensors:
@@ -73,7 +73,7 @@ class ShardedTensors:
     def read(self, name: str) -> NDArray[Any]:
         key = self._key_of[name]
         path, file = self._place_of[key]
-        return _read(file, key, str(path))
+        return read_tensor(file, key, str(path))
 
 
 @contextmanager
@@ -87,7 +87,7 @@ def tensor_file(path: Path, name_of: Callable[[str], str | None]) -> Iterator[Te
     Raises:
         CheckpointError: The file is damaged.
     """
-    with _open(path) as file:
+    with opened(path) as file:
         yield TensorFile(file, path, name_of)
 
 
@@ -104,7 +104,7 @@ def sharded_tensors(index: Path, name_of: Callable[[str], str | None]) -> Iterat
     """
     keys_of = read_index(index)
     with ExitStack() as stack:
-        files = {path: stack.enter_context(_open(path)) for path in keys_of}
+        files = {path: stack.enter_context(opened(path)) for path in keys_of}
         _refuse_other_keys(index, {path: set(file.keys()) for path, file in files.items()}, keys_of)
         yield ShardedTensors(files, index, name_of)
 
@@ -184,16 +184,21 @@ def first_names(names: Iterable[str], count: int = 5) -> str:
 
 
 @contextmanager
-def _open(path: Path) -> Iterator[Any]:
+def opened(path: Path) -> Iterator[Any]:
+    """A safetensors file while it is mapped into memory.
+
+    Raises:
+        CheckpointError: It is missing or damaged.
+    """
     try:
-        opened = safe_open(path, framework="numpy")
+        mapped = safe_open(path, framework="numpy")
     except FileNotFoundError as error:
         raise CheckpointError(f"there is no {path}") from error
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
     except SafetensorError as error:
         raise CheckpointError(_damaged(path, error)) from error
-    with opened as file:
+    with mapped as file:
         yield file
 
 
@@ -207,14 +212,16 @@ def _damaged(path: Path, error: SafetensorError) -> str:
 _LFS_POINTER = b"version https://git-lfs"
 
 
-def _read(file: Any, key: str, origin: str) -> NDArray[Any]:
-    dtype = file.get_slice(key).get_dtype()
+def read_tensor(file: Any, key: str, origin: str, rows: slice | None = None) -> NDArray[Any]:
+    """A tensor of an open file, or some rows of it and no more. See `Tensors.read`."""
+    tensor = file.get_slice(key)
+    dtype = tensor.get_dtype()
     if dtype not in ("F16", "F32", "BF16"):
         raise CheckpointError(f"{origin}: {key} is of type {dtype}; only F16, BF16 and F32 are read")
     if dtype == "BF16":
         import ml_dtypes  # noqa: F401 - teaches numpy the type
     try:
-        array: NDArray[Any] = file.get_tensor(key)
+        array: NDArray[Any] = file.get_tensor(key) if rows is None else tensor[rows]
     except SafetensorError as error:
         raise CheckpointError(_damaged(Path(origin), error)) from error
     return array.astype(np.float32) if dtype == "BF16" else array  # exact: bfloat16 is the upper half of a float32
