@@ -7,6 +7,8 @@ neither Keras nor a compilation.
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import hashlib
 import io
 import logging
@@ -20,6 +22,7 @@ from typing import Any
 import numpy as np
 import openvino as ov
 from openvino import opset16
+from openvino.passes import ConstantFolding, Manager
 
 from triptych.engines import AUTO, NetworkSource, Precision
 from triptych.engines.cache import code_digest, find_or_fill, keep_bytes, kept_bytes
@@ -38,10 +41,7 @@ _CAPABILITIES = {Precision.FLOAT32: "FP32", Precision.BFLOAT16: "BF16", Precisio
 
 # Compiling takes several times the memory of the weights. Networks whose weights take more bytes than this are compiled one batch
 # size after the other, and what they are compiled to is not kept: it would be gigabytes for each.
-_LARGE = 2**28
-
-# Constants smaller than this stay as they are: what half precision would save is not worth an operation.
-_SMALL = 1024
+_LARGE = 2**29
 
 
 class OpenVINOEngine:
@@ -158,8 +158,13 @@ def _key(source: NetworkSource, rows: Mapping[str, RowSpec]) -> dict[str, Any]:
 def _save_graph(source: NetworkSource, rows: Mapping[str, RowSpec], folder: Path) -> None:
     import_keras("openvino")
     graph = _trace(source.build(), rows)
-    _halve_constants(graph)
+    gc.collect()  # Keras' networks and layers refer to each other, and would hold every weight until the end
+    # OpenVINO maps the file into memory and takes weights from where they are, if they are as it wants them: in float32, though
+    # most checkpoints are float16, and not in Keras' order of axes. Else it makes copies and holds them: twice the memory.
+    _fold_constants(graph)
     ov.save_model(graph, os.fspath(folder / "network.xml"), compress_to_fp16=False)
+    del graph
+    _give_memory_back()  # the compilation comes next
 
 
 def _trace(model: Any, rows: Mapping[str, RowSpec]) -> ov.Model:
@@ -178,14 +183,14 @@ def _trace(model: Any, rows: Mapping[str, RowSpec]) -> ov.Model:
     return ov.Model(results, list(parameters.values()), model.name)
 
 
-def _halve_constants(graph: ov.Model) -> None:
-    """Keeps weights in half precision where that is exact: most checkpoints are half precision, and twice as large as float32."""
-    for node in graph.get_ops():
-        if node.get_type_name() != "Constant" or node.get_element_type() != ov.Type.f32 or node.data.size < _SMALL:
-            continue
-        with np.errstate(over="ignore"):
-            half = node.data.astype(np.float16)
-        if np.array_equal(half.astype(np.float32), node.data):
-            float32 = opset16.convert(opset16.constant(half), "f32")
-            for target in node.output(0).get_target_inputs():
-                target.replace_source_output(float32.output(0))
+def _fold_constants(graph: ov.Model) -> None:
+    """Does now what depends on weights alone: turning the axes of Keras' kernels."""
+    passes = Manager()
+    passes.register_pass(ConstantFolding())
+    passes.run_passes(graph)
+
+
+def _give_memory_back() -> None:
+    """Has the C library return what was freed; glibc keeps it else, gigabytes after a large network."""
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        trim(0)
