@@ -171,7 +171,9 @@ class TwoRates(keras.optimizers.AdamW):
     """AdamW that moves the text encoder at a tenth of the rate: it can parse already, and is not to forget it."""
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
-        factor = 0.1 if variable.path.startswith("text_model.") else 1.0
+        # On TensorFlow this is the backend's own variable, which does not know its path.
+        path = self._trainable_variables[self._get_variable_index(variable)].path
+        factor = 0.1 if path.startswith("text_model.") else 1.0
         super().update_step(gradient, variable, learning_rate * factor)
 
 

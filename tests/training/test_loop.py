@@ -63,3 +63,36 @@ def test_the_rate_falls_at_the_end_of_the_steps_or_of_the_minutes_whichever_come
     assert schedule.rate_at(300, seconds=600) == pytest.approx(0.02)
     assert Schedule(steps=1000, rate=1.0, decay=0.0).rate_at(999) == 1.0
     assert schedule.progress(300, seconds=600) == 1.0 and schedule.progress(300) == 0.3
+
+
+TWO_RATES = """
+import keras, numpy as np
+from keras import ops
+from training.loop import Schedule, compile_for_training
+from training.unet import TwoRates
+
+class Two(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.text = keras.layers.Dense(1, name="text_model.dense", kernel_initializer="ones")
+        self.other = keras.layers.Dense(1, name="unet.dense", kernel_initializer="ones")
+        self.text.build((None, 3))  # as the networks are: built before they are called, so that paths begin with the layer
+        self.other.build((None, 3))
+    def call(self, batch):
+        return ops.square(self.text(batch["x"]) + self.other(batch["x"]))[:, 0]
+
+network = Two()
+compile_for_training(network, Schedule(steps=10, rate=0.01, weight_decay=0.0), TwoRates)
+network.train_on_batch({"x": np.ones((4, 3), "float32")}, np.zeros(4))
+moved = [1 - ops.convert_to_numpy(layer.kernel).mean() for layer in (network.text, network.other)]
+np.testing.assert_allclose(moved, [0.001, 0.01], rtol=1e-2)
+"""
+
+
+@pytest.mark.parametrize("backend", ["jax", "tensorflow"])
+def test_the_text_encoder_learns_at_a_tenth_of_the_rate(backend: str) -> None:
+    environment = os.environ | {"KERAS_BACKEND": backend, "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, "-c", TWO_RATES], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr

@@ -111,7 +111,7 @@ def test_what_has_the_things_colour_is_known(shape: str) -> None:
     assert drawing.body.any() and not (drawing.body & ~owned).any()
     assert named(drawing.image[drawing.body]) == "purple"
     purple = np.array([nearest_colour(pixel) == "purple" for pixel in drawing.image[drawing.body]])
-    assert purple.mean() > 0.85
+    assert purple.mean() > 0.98
     left, top, right, bottom = (drawing.boxes[0] * SIDE).round().astype(int)
     inside = np.zeros_like(owned)
     inside[top - 2 : bottom + 2, left - 2 : right + 2] = True
