@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 from pydantic_settings import BaseSettings
+from typer import Typer
 
 from triptych.cli import app
 from triptych.gateway.settings import GatewaySettings
@@ -66,9 +68,18 @@ def _cell(text: str) -> str:
 
 def cli_page() -> str:
     """Every command of `triptych`, as `--help` shows it."""
-    commands = [command.callback.__name__ for command in app.registered_commands if command.callback]
-    sections = [f"## triptych {name}\n\n```\n{_help(name)}```\n" for name in commands]
+    sections = [f"## triptych {' '.join(words)}\n\n```\n{_help(*words)}```\n" for words in _commands(app)]
     return "\n".join([f"{NOTE}# The command line\n\n```\n{_help()}```\n", *sections])
+
+
+def _commands(commands: Typer, *group: str) -> Iterator[tuple[str, ...]]:
+    """The words of every command, those of groups at the end."""
+    for command in commands.registered_commands:
+        assert command.callback is not None
+        yield (*group, command.name or command.callback.__name__)
+    for each in commands.registered_groups:
+        assert each.typer_instance is not None and each.name is not None
+        yield from _commands(each.typer_instance, *group, each.name)
 
 
 def _help(*command: str) -> str:

@@ -59,7 +59,7 @@ TABLE = {
     "serving": room("contract wire", base_only=True),
     "gateway": room("pipeline remote serving contract wire", base_only=True),
     "client": room(base_only=True),
-    "cli": room("client", inside_functions="stages serving gateway", base_only=True),
+    "cli": room("client", inside_functions="checkpoints stages serving gateway", base_only=True),
     "services/text_encoder": room("stages serving"),
     "services/diffusion": room("stages serving"),
     "services/decoder": room("stages serving"),

@@ -219,7 +219,7 @@ def test_the_version(run: Run) -> None:
 def test_help_names_every_command(run: Run) -> None:
     ended = run("--help")
     assert ended.code == 0
-    for command in ("serve", "prepare", "up", "generate", "verify", "demo"):
+    for command in ("serve", "prepare", "up", "generate", "verify", "demo", "models", "pull", "check"):
         assert command in ended.out
 
 

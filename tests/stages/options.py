@@ -10,6 +10,8 @@ from pathlib import Path
 class Options:
     model: str
     cache_folder: Path
+    models_file: Path = Path("models.toml")
+    models_folder: Path = Path("models")
     engine: str = "openvino"
     precision: str = "float32"
     batch_sizes: tuple[int, ...] | None = (1, 2, 4)

@@ -1,4 +1,4 @@
-"""The command line: `triptych up`, `demo`, `generate`, `verify`, `serve` and `prepare`."""
+"""The command line: `triptych up`, `demo`, `generate`, `verify`, `serve`, `prepare`, `models`, `pull` and `check`."""
 
 from __future__ import annotations
 

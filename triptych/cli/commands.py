@@ -25,6 +25,10 @@ app = typer.Typer(
 )
 
 
+models = typer.Typer(help="Which models there are by name, and what is known of them.", no_args_is_help=True)
+app.add_typer(models, name="models")
+
+
 class ServiceName(StrEnum):
     """What `triptych serve` can serve."""
 
@@ -36,7 +40,7 @@ class ServiceName(StrEnum):
 
 
 class Stage(StrEnum):
-    """What `triptych prepare` can prepare."""
+    """What `triptych prepare` can prepare, `pull` fetch and `check` load."""
 
     TEXT_ENCODER = "text_encoder"
     DIFFUSION = "diffusion"
@@ -107,11 +111,12 @@ def prepare(stage: Annotated[Stage, typer.Argument(help="Which stage.")]) -> Non
 @app.command()
 def up(
     port: Annotated[int, typer.Option(help="The gateway's port; the stages take the next three.")] = 8000,
+    model: Annotated[str | None, typer.Option(help="Which model; TRIPTYCH_MODEL or MODEL, else vignette, by default.")] = None,
 ) -> None:
     """Start the gateway and the three stages on this machine, and run them until Ctrl-C."""
     from triptych.cli.up import run_until_stopped
 
-    run_until_stopped(port)
+    run_until_stopped(port, model)
 
 
 @app.command()
@@ -191,3 +196,92 @@ def demo(
     from triptych.cli.demo import show
 
     show(prompt, port, DEFAULT_PICTURE)
+
+
+@models.command("list")
+def list_models() -> None:
+    """List the models by name: family, size, licence, and what of each is on this machine."""
+    from triptych.cli import models as command
+
+    command.list_models()
+
+
+@models.command("show")
+def show_model(name: Annotated[str, typer.Argument(help="A name, a path, or owner/name on the Hub.")]) -> None:
+    """Show all that is known of a model; nothing is downloaded."""
+    from triptych.cli import models as command
+
+    command.show_model(name)
+
+
+@models.command("add")
+def add_model(
+    name: Annotated[str, typer.Argument(help="What it is to be called.")],
+    source: Annotated[
+        str, typer.Argument(help="A path, owner/name or owner/name:file.safetensors on the Hub, or keras-cv:sd-v1-4 or sd-v2-1.")
+    ],
+    family: Annotated[str | None, typer.Option(help="sd-1 or sd-2: whose spaces it has.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")] = None,
+    variant: Annotated[str | None, typer.Option(help="Of its files, such as fp16.")] = None,
+    licence: Annotated[str | None, typer.Option(help="The licence's name.")] = None,
+    licence_url: Annotated[str | None, typer.Option(help="Where its text is.")] = None,
+    latent_space: Annotated[str | None, typer.Option(help="Name of its latents, where the VAE is its own.")] = None,
+    text_space: Annotated[str | None, typer.Option(help="Name of its contexts, where the text encoder is its own.")] = None,
+    size: Annotated[str | None, typer.Option(help="Of its pictures, such as 512x512.")] = None,
+    sampler: Annotated[str | None, typer.Option(help="Its default sampler.")] = None,
+    num_steps: Annotated[int | None, typer.Option("--num-steps", "--steps", help="Its default steps.")] = None,
+    guidance_scale: Annotated[float | None, typer.Option(help="Its default guidance.")] = None,
+    prediction_type: Annotated[
+        str | None, typer.Option(help="epsilon, v_prediction or sample, where its files do not say.")
+    ] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="Folder of its vocabulary, instead of its own.")] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Write an entry anew that is there already.")] = False,
+) -> None:
+    """Give a model a name of your own, in your models.toml."""
+    from triptych.cli import models as command
+
+    command.add_model(
+        name,
+        source,
+        replace=replace,
+        family=family,
+        revision=revision,
+        variant=variant,
+        licence=licence,
+        licence_url=licence_url,
+        latent_space=latent_space,
+        text_space=text_space,
+        size=size,
+        sampler=sampler,
+        num_steps=num_steps,
+        guidance_scale=guidance_scale,
+        prediction_type=prediction_type,
+        tokenizer=tokenizer,
+    )
+
+
+@app.command()
+def pull(
+    name: Annotated[str, typer.Argument(help="A name of `models list`, or owner/name on the Hub.")],
+    stage: Annotated[Stage | None, typer.Option(help="Fetch what this stage needs, and no more.")] = None,
+    variant: Annotated[str | None, typer.Option(help="Of the files, such as fp16.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")] = None,
+    from_folder: Annotated[
+        Path | None, typer.Option("--from", help="Folder of the .h5 files that keras-cv downloaded elsewhere.")
+    ] = None,
+) -> None:
+    """Fetch a model, or one stage's part of it, so that services start without downloading."""
+    from triptych.cli.pull import pull_model
+
+    pull_model(name, stage=stage, variant=variant, revision=revision, from_folder=from_folder)
+
+
+@app.command()
+def check(
+    name: Annotated[str, typer.Argument(help="A name of `models list`, a path, or owner/name on the Hub.")],
+    stage: Annotated[Stage | None, typer.Option(help="Load what this stage needs, and no more.")] = None,
+) -> None:
+    """Load a model's networks, one after the other, and see whether they fit: exit code 0, or one sentence and 1."""
+    from triptych.cli.check import check_model
+
+    check_model(name, stage=stage)

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 from triptych.client import Progress as StageProgress
@@ -86,3 +95,39 @@ def show_timings(timings: Mapping[str, float]) -> None:
     for name, seconds in timings.items():
         table.add_row(name.removesuffix("_seconds"), f"{seconds:.3f}", f"{seconds / total:.0%}" if total else "")
     out.print(table)
+
+
+def show_rows(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table on a terminal; elsewhere the rows alone, a line each, with tabs between the cells."""
+    if not out.is_terminal:
+        for row in rows:
+            out.file.write("\t".join(row) + "\n")
+        return
+    table = Table(*columns, show_edge=False)
+    for row in rows:
+        table.add_row(*map(escape, row))
+    out.print(table)
+
+
+@contextmanager
+def shown_download(what: str) -> Iterator[Callable[[int, int], None]]:
+    """Shows how many bytes are there, and of how many, as a bar on a terminal, else as a line for each tenth; on stderr."""
+    if not err.is_terminal:
+        yield _plain_download(what)
+        return
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=err, transient=True) as bar:
+        task = bar.add_task(escape(what), total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _plain_download(what: str) -> Callable[[int, int], None]:
+    said = -1
+
+    def show(done: int, total: int) -> None:
+        nonlocal said
+        if (tenth := 10 * done // max(total, 1)) > said:
+            said = tenth
+            err.print(escape(f"{what}: {done / 1e6:.1f} of {total / 1e6:.1f} MB"))
+
+    return show

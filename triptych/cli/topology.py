@@ -11,17 +11,19 @@ from triptych.errors import StartError
 STAGES = ("text_encoder", "diffusion", "decoder")
 
 
-def four_services(ports: tuple[int, ...]) -> tuple[Service, ...]:
+def four_services(ports: tuple[int, ...], model: str | None = None) -> tuple[Service, ...]:
     """Three stages, and last the gateway that knows where they are.
 
     Args:
         ports: Of the gateway and the three stages.
+        model: Which one they serve; None is what the environment says.
     """
     gateway_port, *stage_ports = ports
     # A person reads these logs, though they come through a pipe.
     logs = {"TRIPTYCH_LOG_FORMAT": os.environ.get("TRIPTYCH_LOG_FORMAT", "console")}
+    told = logs if model is None else {**logs, "TRIPTYCH_MODEL": model}
     stages = tuple(
-        Service(name=stage, port=port, command=serve_command(stage, port), ready_path="/v2/health/ready", environment=logs)
+        Service(name=stage, port=port, command=serve_command(stage, port), ready_path="/v2/health/ready", environment=told)
         for stage, port in zip(STAGES, stage_ports, strict=True)
     )
     addresses = {f"TRIPTYCH_{stage.name.upper()}_URL": stage.url for stage in stages}

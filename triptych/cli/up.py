@@ -10,14 +10,17 @@ START_SECONDS = 600.0
 """A first start compiles networks; for a large model that takes minutes."""
 
 
-def run_until_stopped(port: int) -> None:
+def run_until_stopped(port: int, model: str | None = None) -> None:
     """Starts the services, says when each is ready, and returns never.
+
+    Args:
+        model: Which one they serve; None is what the environment says.
 
     Raises:
         StartError: A port is taken, or a service was not ready in time.
         ServiceEnded: One of the services ended; the others have been stopped.
     """
-    services = four_services(ports_from(port))
+    services = four_services(ports_from(port), model)
     with ServiceGroup(services, on_line=log_line) as group:
         group.wait_until_ready(seconds=START_SECONDS, on_ready=say_ready)
         say(f"The gateway is at {services[-1].url}; Ctrl-C stops all services.")

@@ -8,7 +8,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import platformdirs
-from pydantic import AfterValidator, BeforeValidator, Field, PositiveInt, SecretStr, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    BeforeValidator,
+    Field,
+    PositiveInt,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from triptych.contract import StageName
@@ -62,6 +71,7 @@ class ServerSettings(BaseSettings):
         env_prefix="TRIPTYCH_",
         env_ignore_empty=True,
         frozen=True,
+        populate_by_name=True,
         hide_input_in_errors=True,
         use_attribute_docstrings=True,
     )
@@ -112,8 +122,16 @@ class ServerSettings(BaseSettings):
 class StageSettings(ServerSettings):
     """What a stage service is told: the three are told alike."""
 
-    model: str = "vignette"
-    """Name of an embedded model, or the path of a diffusers folder."""
+    model: Annotated[str, Field(validation_alias=AliasChoices("TRIPTYCH_MODEL", "MODEL"))] = "vignette"
+    """A name of `triptych models list`; the path of a diffusers folder or of a .safetensors file; or `owner/name` on the Hub,
+    with `@revision` if need be. `MODEL` is read where this is not set."""
+
+    models_file: Path = Field(default_factory=lambda: platformdirs.user_config_path("triptych") / "models.toml")
+    """Your own models by name; by default `triptych/models.toml` in the user's folder for configuration."""
+
+    models_folder: Path = Field(default_factory=lambda: platformdirs.user_data_path("triptych") / "models")
+    """Where models are kept that `triptych pull` wrote; by default `triptych/models` in the user's folder for data. What comes
+    from the Hub is in the Hub's own cache (`HF_HOME`)."""
 
     engine: Literal["openvino", "tensorflow", "jax"] = "openvino"
     """What runs the network."""

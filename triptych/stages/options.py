@@ -11,7 +11,15 @@ class StageOptions(Protocol):
 
     @property
     def model(self) -> str:
-        """Name of an embedded model, or the path of a diffusers folder."""
+        """A name of the registry, the path of a folder or a single file, or an id on the Hub: see `registry.find_model`."""
+
+    @property
+    def models_file(self) -> Path:
+        """The user's own models by name; it need not be there."""
+
+    @property
+    def models_folder(self) -> Path:
+        """Where models are that were written on this machine."""
 
     @property
     def engine(self) -> str:
