@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from triptych.checkpoints.entries import user_models_file
+from triptych.checkpoints.registry import default_models_folder
 from triptych.contract import StageName
 from triptych.errors import StartError
 from triptych.serving.settings import GATEWAY_PORT, STAGE_PORTS, StageSettings, is_loopback, read_settings
@@ -34,6 +36,37 @@ def test_the_environment_decides(environment) -> None:
     assert settings.batch_sizes == (1, 2, 4)
     assert settings.sizes == ((512, 512), (768, 512))
     assert settings.demanded_tokens() == ("s3cret",)
+
+
+class TestTheModel:
+    def test_it_may_be_told_as_model_alone(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("MODEL", "sd-v1-5")
+        assert read_settings(StageSettings).model == "sd-v1-5"
+
+    def test_our_own_variable_goes_before_it(self, environment, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("MODEL", "of-somebody-else")
+        environment(MODEL="sd-v1-5")
+        assert read_settings(StageSettings).model == "sd-v1-5"
+
+    def test_an_empty_one_of_ours_does_not(self, environment, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("MODEL", "sd-v1-5")
+        environment(MODEL="")
+        assert read_settings(StageSettings).model == "sd-v1-5"
+
+    def test_what_is_given_goes_before_both(self, environment, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("MODEL", "a")
+        environment(MODEL="b")
+        assert read_settings(StageSettings, model="c").model == "c"
+
+    def test_where_models_are(self, environment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        environment(MODELS_FILE=str(tmp_path / "mine.toml"), MODELS_FOLDER=str(tmp_path / "mine"))
+        settings = read_settings(StageSettings)
+        assert (settings.models_file, settings.models_folder) == (tmp_path / "mine.toml", tmp_path / "mine")
+
+    def test_where_they_are_by_default_is_where_the_registry_looks(self, environment) -> None:
+        environment(MODELS_FILE="", MODELS_FOLDER="")
+        settings = read_settings(StageSettings)
+        assert (settings.models_file, settings.models_folder) == (user_models_file(), default_models_folder())
 
 
 def test_a_list_of_one_is_a_list(environment) -> None:
