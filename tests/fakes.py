@@ -153,21 +153,28 @@ class FakeTextEncoder(FakeStage[EncodeRequest]):
 
     async def encode(self, request: EncodeRequest, *, deadline: float | None = None) -> Encoded:
         await self.work(request, deadline)
-        warnings = tuple(filter(None, (self._warn(prompt, request.truncate) for prompt in request.prompts)))
-        return Encoded(context=np.stack([self._context(prompt) for prompt in request.prompts]), warnings=warnings)
-
-    def _warn(self, prompt: str, truncate: bool) -> str | None:
         length = self.profile.context_length
-        if (count := len(prompt.split())) <= length:
+        room = length * (self.profile.max_prompt_chunks if request.long_prompt else 1)
+        warnings = tuple(filter(None, (self._warn(prompt, room, request.truncate) for prompt in request.prompts)))
+        longest = max(min(len(prompt.split()), room) for prompt in request.prompts)
+        chunks = max(1, -(-longest // length))
+        return Encoded(context=np.stack([self._context(prompt, chunks) for prompt in request.prompts]), warnings=warnings)
+
+    def _warn(self, prompt: str, room: int, truncate: bool) -> str | None:
+        if (count := len(prompt.split())) <= room:
             return None
         if not truncate:
-            raise InvalidValue(f"the prompt has {count} tokens, the model takes {length}; truncate=true cuts it", param="prompt")
-        return f"the prompt was cut from {count} to {length} tokens"
+            raise InvalidValue(f"the prompt has {count} tokens, the model takes {room}; truncate=true cuts it", param="prompt")
+        return f"the prompt was cut from {count} to {room} tokens"
 
-    def _context(self, prompt: str) -> np.ndarray:
-        words = " ".join(prompt.split()[: self.profile.context_length])
+    def _context(self, prompt: str, chunks: int) -> np.ndarray:
+        length = self.profile.context_length
+        words = prompt.split()
+        return np.concatenate([self._chunk(words[start : start + length]) for start in range(0, chunks * length, length)])
+
+    def _chunk(self, words: list[str]) -> np.ndarray:
         shape = (self.profile.context_length, self.profile.context_width)
-        return np.random.default_rng(zlib.crc32(words.encode())).standard_normal(shape, np.float32)
+        return np.random.default_rng(zlib.crc32(" ".join(words).encode())).standard_normal(shape, np.float32)
 
 
 class FakeDiffusion(FakeStage[DenoiseRequest]):

@@ -46,6 +46,19 @@ def test_stages_of_different_families_do_not(change: dict[str, Any], sentence: s
         check_fit(TEXT_ENCODER, replace(DIFFUSION, **change), DECODER)
 
 
+LONG = np.concatenate([CONTEXT, CONTEXT], axis=1)
+
+
+def test_a_diffusion_model_takes_as_many_chunks_as_it_says() -> None:
+    three = replace(DIFFUSION, max_prompt_chunks=3)
+    for chunks in (1, 2, 3):
+        context = CONTEXT.repeat(chunks, axis=1)
+        check_denoise(replace(DENOISE, context=context, unconditional_context=context[:1]), three)
+    too_long = replace(DENOISE, context=CONTEXT.repeat(4, axis=1))
+    with pytest.raises(InvalidValue, match=r"the context is 4 chunks of 77, the diffusion model takes 3; .*MAX_PROMPT_CHUNKS=4"):
+        check_denoise(too_long, three)
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -76,6 +89,15 @@ def test_what_a_diffusion_model_takes(change: dict[str, Any]) -> None:
             "context",
         ),
         ({"context": CONTEXT[:, :, :512]}, r"not float32 \(2, 77, 512\)", "context"),
+        (
+            {"context": LONG},
+            "the context is 2 chunks of 77, the diffusion model takes 1; .* TRIPTYCH_MAX_PROMPT_CHUNKS=2",
+            "context",
+        ),
+        ({"context": LONG[:, :100]}, r"must be float32 \(2 or 1, 77, 768\), not float32 \(2, 100, 768\)", "context"),
+        ({"context": LONG[:, :0]}, r"must be float32 \(2 or 1, 77, 768\), not float32 \(2, 0, 768\)", "context"),
+        ({"context": CONTEXT[0]}, r"must be float32 \(2 or 1, 77, 768\), not float32 \(77, 768\)", "context"),
+        ({"unconditional_context": LONG}, r"unconditional_context must be float32 \(2 or 1, 77,", "unconditional_context"),
         ({"unconditional_context": CONTEXT.astype(np.float64)}, "not float64", "unconditional_context"),
         ({"initial_noise": LATENTS.transpose(0, 2, 1, 3)}, r"not float32 \(2, 12, 8, 4\)", "initial_noise"),
     ],

@@ -10,7 +10,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from tests.cli.conftest import Run
-from tests.fakes import FakeDiffusion, with_profile
+from tests.fakes import FakeDiffusion, FakeTextEncoder, with_profile
 from tests.gateway.running import Stages
 from tests.gateway.served import served
 from triptych.cli.processes import free_ports
@@ -48,6 +48,20 @@ def test_a_picture_is_what_its_parameters_make(run: Run, url: str, picture: Path
     ended = run("verify", picture, "--gateway", url)
     assert ended.code == 0
     assert ended.out.endswith(f"{picture} is the same, byte for byte\n")
+
+
+def test_a_picture_of_a_long_prompt_is_what_its_parameters_make(run: Run, tmp_path: Path) -> None:
+    stages = Stages(
+        text_encoder=with_profile(FakeTextEncoder(), max_prompt_chunks=2),
+        diffusion=with_profile(FakeDiffusion(), max_prompt_chunks=2),
+    )
+    with served(stages.app()) as address:
+        assert run("generate", "word " * 100, "--url", address, "-o", "a.png").code == 1
+        assert run("generate", "word " * 100, "--url", address, "--long-prompt", "-o", "a.png").code == 0
+        ended = run("verify", "a.png", "--gateway", address)
+    assert ended.code == 0
+    assert "the same, byte for byte" in ended.out
+    assert [request.long_prompt for request in stages.text_encoder.asked][-2:] == [True, True]
 
 
 def test_a_file_that_was_written_anew_has_the_same_pixels(run: Run, url: str, picture: Path) -> None:

@@ -178,6 +178,7 @@ TABLE = [
     invalid({"output_format": "jpeg"}, "output_format", "contradicts the Accept header", Accept="image/png"),
     invalid({"truncate": "yes"}, "truncate", "truncate must be true or false"),
     invalid({"truncate": 1}, "truncate", "truncate must be true or false"),
+    invalid({"long_prompt": "yes"}, "long_prompt", "long_prompt must be true or false"),
     # What nobody can answer with
     Bad(body={"prompt": "x"}, status=406, param=None, sentence="takes none of", headers={"Accept": "text/html"}),
     Bad(body={"prompt": "x"}, status=406, param=None, sentence="takes none of", headers={"Accept": "image/gif, audio/*"}),

@@ -58,6 +58,13 @@ def test_a_prompt_that_was_cut_is_cut_again() -> None:
     assert json.loads(text)["truncate"] is True
 
 
+def test_a_long_prompt_is_long_again() -> None:
+    request = resolved(seed=1, long_prompt=True).to_request()
+    assert request.long_prompt
+    assert request.to_encode().long_prompt
+    assert json.loads(request.image_texts[0])["long_prompt"] is True
+
+
 def test_every_alias_stands_for_a_field() -> None:
     assert set(ALIASES) <= set(GenerateBody.model_fields)
     assert not {alias for aliases in ALIASES.values() for alias in aliases} & set(GenerateBody.model_fields)

@@ -46,6 +46,23 @@ def test_a_denoising_arrives(request_: DenoiseRequest) -> None:
     assert_same(diffusion.read_request(over_the_wire(diffusion.write_request(request_)), DIFFUSION), request_)
 
 
+@pytest.mark.parametrize("chunks", [1, 2, 3])
+def test_long_contexts_arrive_wherever_they_may_be_too_long(chunks: int) -> None:
+    context = CONTEXT.repeat(chunks, axis=1)
+    long = replace(DENOISE, context=context, unconditional_context=context[:1])
+    for most in (1, 3):  # the stage refuses them, in a sentence that says what can be done
+        read = diffusion.read_request(over_the_wire(diffusion.write_request(long)), replace(DIFFUSION, max_prompt_chunks=most))
+        assert_same(read, long)
+
+
+@pytest.mark.parametrize(("chunks", "length"), [(1, 77), (3, -1)])
+def test_metadata_says_how_long_contexts_may_be(chunks: int, length: int) -> None:
+    metadata = diffusion.to_metadata(replace(DIFFUSION, max_prompt_chunks=chunks))
+    shapes = {spec.name: spec.shape for spec in metadata.inputs}
+    assert shapes["context"] == shapes["unconditional_context"] == (-1, length, 768)
+    assert diffusion.from_metadata(metadata).max_prompt_chunks == chunks
+
+
 def test_absent_parameters_are_the_models_own() -> None:
     written = diffusion.write_request(replace(DENOISE, initial_noise=None))
     read = diffusion.read_request(replace(written, parameters={}), DIFFUSION)
@@ -74,6 +91,9 @@ def test_latents_that_are_no_answer_are_refused(latents: np.ndarray, sentence: s
     ("inputs", "parameters", "sentence"),
     [
         ({"context": CONTEXT[..., :512]}, {}, r"context must have the shape \[-1, 77, 768\], not \[2, 77, 512\]"),
+        ({"context": CONTEXT[:, :76]}, {}, r"context must have the shape \[-1, 77, 768\], not \[2, 76, 768\]"),
+        ({"context": CONTEXT.repeat(2, axis=1)[:, 1:]}, {}, r"context must have the shape \[-1, 77, 768\], not \[2, 153, 768\]"),
+        ({"unconditional_context": CONTEXT.repeat(2, axis=1)}, {}, r"must have the shape \[-1, 77, 768\], not \[2, 154, 768\]"),
         ({"seed": np.array([1, 2], np.int64)}, {}, "seed must be UINT64, not INT64"),
         ({"seed": np.zeros(0, np.uint64)}, {}, "seed is empty"),
         ({"initial_noise": LATENTS[..., :3]}, {}, r"initial_noise must have the shape \[-1, -1, -1, 4\]"),

@@ -96,7 +96,10 @@ async def _carry_out(gateway: Gateway, job: Job, tell: Callable[[Event], None]) 
         job.model.forget()
         raise
     except InvalidValue as error:
-        raise (await _name_the_prompt(job, error) if at_work is StageName.TEXT_ENCODER else error) from None
+        if at_work is StageName.TEXT_ENCODER:
+            raise await _name_the_prompt(job, error) from None
+        # Its text encoder joins more chunks than its diffusion stage takes: no caller has sent a context.
+        raise (InvalidValue(error.message, param="prompt") if error.param == "context" else error) from None
     # The place is free again before the answer is sent: a slow reader holds nobody up.
     gateway.metrics.count(generated, job.parameters.model)
     tell(Outcome(job=job, generated=generated, queue_seconds=queue_seconds))
