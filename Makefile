@@ -17,7 +17,7 @@ export PROMPT
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-reference lint fix up containers bench train constraints clean
+.PHONY: help demo test test-reference test-full lint fix up containers bench train constraints clean
 
 help:  ## list the verbs
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' $(MAKEFILE_LIST) | awk -F '\t' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -33,6 +33,10 @@ test: $(VENV)/.installed-test $(TRITON)/.installed  ## all tests that need no to
 
 test-reference: $(REFERENCE)/.installed  ## networks and samplers against diffusers and transformers
 	$(REFERENCE)/bin/python -m pytest tests/reference
+
+test-full: $(REFERENCE)/.installed  ## networks, memory and services at Stable Diffusion's full size; an hour, 10 GB of memory, 25 GB of disk
+	$(REFERENCE)/bin/python -m pytest tests/full
+	$(REFERENCE)/bin/python -m tests.full.results
 
 lint: $(VENV)/.installed-test  ## style, types, Dockerfiles and compose files; changes nothing
 	$(VENV)/bin/ruff check

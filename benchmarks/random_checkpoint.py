@@ -11,7 +11,7 @@ from __future__ import annotations
 import gzip
 import json
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -40,9 +40,9 @@ def write_stable_diffusion_1(folder: Path, *, seed: int = 1) -> None:
     _write_model(folder, CLIP_L, UNET_1, DDIM, seed)
 
 
-def write_stable_diffusion_2(folder: Path, *, seed: int = 2) -> None:
-    """A whole Stable Diffusion 2.1, the one that predicts v, in half precision: 2.6 GB."""
-    _write_model(folder, OPENCLIP_H, UNET_2, {**DDIM, "prediction_type": "v_prediction"}, seed)
+def write_text_encoder_of_stable_diffusion_2(folder: Path, *, seed: int = 2) -> None:
+    """What the text encoder's stage reads of a Stable Diffusion 2.1 that predicts v, in half precision: 0.7 GB."""
+    _write_model(folder, OPENCLIP_H, UNET_2, {**DDIM, "prediction_type": "v_prediction"}, seed, weights_of=("text_encoder",))
 
 
 def write_network(folder: Path, subfolder: str, config: Config, *, seed: int, dtype: str) -> None:
@@ -55,8 +55,7 @@ def write_network(folder: Path, subfolder: str, config: Config, *, seed: int, dt
     """
     shapes = _shapes_of(subfolder, config)
     generator = np.random.default_rng([seed, *subfolder.encode()])
-    (folder / subfolder).mkdir(parents=True, exist_ok=True)
-    (folder / subfolder / "config.json").write_text(json.dumps(config, indent=2))
+    _write_json(folder / subfolder / "config.json", config)
     tensors = ((name, _random_weight(name, shape, generator)) for name, shape in shapes.items())
     _write_safetensors(folder / subfolder / f"{_WEIGHTS_FILES[subfolder]}.safetensors", shapes, tensors, np.dtype(dtype))
 
@@ -75,12 +74,21 @@ def write_clip_tokenizer(folder: Path) -> None:
     save_tokenizer(folder, {token: number for number, token in enumerate(tokens)}, merges, length=CLIP_LENGTH)
 
 
-def _write_model(folder: Path, text_encoder: Config, unet: Config, scheduler: Config, seed: int) -> None:
+def _write_model(
+    folder: Path,
+    text_encoder: Config,
+    unet: Config,
+    scheduler: Config,
+    seed: int,
+    weights_of: Collection[str] = tuple(_WEIGHTS_FILES),
+) -> None:
     for subfolder, config in (("text_encoder", text_encoder), ("unet", unet), ("vae", VAE)):
-        write_network(folder, subfolder, config, seed=seed, dtype="float16")
+        if subfolder in weights_of:
+            write_network(folder, subfolder, config, seed=seed, dtype="float16")
+        else:
+            _write_json(folder / subfolder / "config.json", config)
     write_clip_tokenizer(folder / "tokenizer")
-    (folder / "scheduler").mkdir()
-    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler, indent=2))
+    _write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
     parts = {
         "_class_name": "StableDiffusionPipeline",
         "_diffusers_version": "0.6.0",
@@ -92,7 +100,12 @@ def _write_model(folder: Path, text_encoder: Config, unet: Config, scheduler: Co
         "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", "AutoencoderKL"],
     }
-    (folder / "model_index.json").write_text(json.dumps(parts, indent=2))
+    _write_json(folder / "model_index.json", parts)
+
+
+def _write_json(path: Path, values: Config) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(values, indent=2), encoding="utf-8")
 
 
 def _shapes_of(subfolder: str, config: Config) -> dict[str, tuple[int, ...]]:
