@@ -8,7 +8,7 @@ TRITON := .venv-triton
 # What each verb needs of pyproject.toml's extras. make demo stays small: one engine, no TensorFlow.
 DEMO_EXTRAS := openvino
 TEST_EXTRAS := openvino,tensorflow,jax,bench,dev
-REFERENCE_EXTRAS := openvino,reference,dev
+REFERENCE_EXTRAS := openvino,keras-cv,reference,dev
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
@@ -25,13 +25,13 @@ help:  ## list the verbs
 demo: $(VENV)/.installed-demo  ## a picture of PROMPT="..." from three services and a gateway: writes triptych.png
 	@$(VENV)/bin/triptych demo $${PROMPT:+-- "$$PROMPT"}
 
-up: $(VENV)/.installed-demo  ## start the gateway and the three stages, and leave them running until Ctrl-C
+up: $(VENV)/.installed-demo  ## start the gateway and the three stages, with MODEL=sd-v1-5, say, and leave them running until Ctrl-C
 	@$(VENV)/bin/triptych up
 
 test: $(VENV)/.installed-test $(TRITON)/.installed  ## all tests that need no torch
 	$(VENV)/bin/python -m pytest
 
-test-reference: $(REFERENCE)/.installed  ## networks and samplers against diffusers and transformers
+test-reference: $(REFERENCE)/.installed  ## networks and samplers against diffusers, transformers and keras-cv
 	$(REFERENCE)/bin/python -m pytest tests/reference
 
 test-full: $(REFERENCE)/.installed  ## networks, memory and services at Stable Diffusion's full size; an hour, 10 GB of memory, 25 GB of disk

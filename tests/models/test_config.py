@@ -29,7 +29,7 @@ def test_lists_of_json_become_tuples_and_keys_without_consequence_are_passed_ove
         (VAEConfig, {"_class_name": "AutoencoderTiny"}, "AutoencoderKL"),
         (VAEConfig, {"shift_factor": 0.1}, "shift_factor to be None"),
         (VAEConfig, {"up_block_types": ["AttnUpDecoderBlock2D"]}, "UpDecoderBlock2D"),
-        (CLIPTextConfig, {"hidden_act": "relu"}, "'quick_gelu' or 'gelu', the configuration has 'relu'"),
+        (CLIPTextConfig, {"hidden_act": "relu"}, "'gelu' or 'gelu_pytorch_tanh', the configuration has 'relu'"),
         (CLIPTextConfig, {"model_type": "t5"}, "clip_text_model"),
     ],
 )

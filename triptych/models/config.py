@@ -108,6 +108,7 @@ class UNetConfig(NetworkConfig):
         attention_head_dim: In spite of its name the number of attention heads, one for all levels or one each. diffusers
             kept the name for the sake of the checkpoints that have it.
         transformer_norm_eps: Of the group norm before each transformer; a constant in diffusers.
+        geglu_tanh: Whether the gates of the feed-forward layers are the tanh approximation of GELU, as in keras-cv.
     """
 
     network: ClassVar[str] = "U-Net"
@@ -125,6 +126,7 @@ class UNetConfig(NetworkConfig):
     norm_num_groups: int = 32
     norm_eps: float = 1e-5
     transformer_norm_eps: float = field(default=1e-6, metadata=_OURS)
+    geglu_tanh: bool = field(default=False, metadata=_OURS)
     flip_sin_to_cos: bool = True
     freq_shift: float = 0
 
@@ -235,7 +237,9 @@ class CLIPTextConfig(NetworkConfig):
 
     def _refuse_unsupported(self, values: Mapping[str, Any]) -> None:
         _refuse_other_values("text encoder", values, _TEXT_ONLY)
-        _refuse_other_values("text encoder", {"hidden_act": self.hidden_act}, {"hidden_act": ("quick_gelu", "gelu")})
+        _refuse_other_values(
+            "text encoder", {"hidden_act": self.hidden_act}, {"hidden_act": ("quick_gelu", "gelu", "gelu_pytorch_tanh")}
+        )
 
     def _refuse_impossible(self) -> None:
         _refuse_indivisible(self.network, "hidden_size", self.hidden_size, "num_attention_heads", self.num_attention_heads)

@@ -51,7 +51,11 @@ def quick_gelu(x):
     return x * ops.sigmoid(1.702 * x)
 
 
-ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": lambda x: ops.gelu(x, approximate=False)}
+ACTIVATIONS = {
+    "quick_gelu": quick_gelu,
+    "gelu": lambda x: ops.gelu(x, approximate=False),
+    "gelu_pytorch_tanh": lambda x: ops.gelu(x, approximate=True),  # keras-cv's, for 2.1
+}
 
 
 class PositionEmbedding(layers.Layer):

@@ -119,7 +119,7 @@ class UNetLayers(ImageLayers):
         """Two layers, the first gated (GEGLU, Shazeer 2020, arXiv:2002.05202)."""
         channels = x.shape[-1]
         hidden, gate = ops.split(self.dense(x, f"{name}.net.0.proj", 8 * channels), 2, axis=-1)
-        return self.dense(hidden * ops.gelu(gate, approximate=False), f"{name}.net.2", channels)
+        return self.dense(hidden * ops.gelu(gate, approximate=self.config.geglu_tanh), f"{name}.net.2", channels)
 
 
 class TimestepWaves(layers.Layer):
