@@ -185,6 +185,14 @@ class TestTheHub:
         assert names.find("o/n").is_here((Network.UNET,))
         assert not names.find("whole").is_here((Network.UNET,))
 
+    def test_what_was_fetched_is_not_looked_for_again(self, tiny: Path, names: Names, fake_hub: FakeHub) -> None:
+        fake_hub.folders["o/n"] = tiny
+        model = names.find("o/n")
+        model.weights_digest(Network.UNET)
+        fake_hub.cached.clear()
+        model.weights_digest(Network.UNET)
+        assert len(fake_hub.asked) == 1
+
     def test_gone_everywhere_is_one_sentence(self, names: Names, fake_hub: FakeHub) -> None:
         with pytest.raises(CheckpointError) as refused:
             names.find("sd-v1-5").fetch()
@@ -284,6 +292,20 @@ class TestSingleFiles:
         fake_hub.folders["runwayml/stable-diffusion-v1-5"] = tiny
         assert names.find(str(path)).tokenizer == tiny / "tokenizer"
         assert fake_hub.asked == [("runwayml/stable-diffusion-v1-5", ())]
+
+    def test_without_its_vocabulary_the_text_encoder_is_not_here(
+        self, names: Names, tmp_path: Path, opened: list[Any], fake_hub: FakeHub, tiny: Path
+    ) -> None:
+        path = tmp_path / "dream.safetensors"
+        path.touch()
+        fake_hub.folders["runwayml/stable-diffusion-v1-5"] = tiny
+        assert names.find(str(path)).is_here((Network.UNET,))
+        assert not names.find(str(path)).is_here((Network.TEXT_ENCODER,))
+        names.find(str(path)).tokenizer  # noqa: B018 - fetches it
+        assert names.find(str(path)).is_here((Network.TEXT_ENCODER,))
+        names.add("dream", path, tokenizer=str(tiny / "tokenizer"))
+        fake_hub.cached.clear()
+        assert names.find("dream").is_here((Network.TEXT_ENCODER,))
 
     def test_or_its_entrys_own(self, names: Names, tmp_path: Path, opened: list[Any], fake_hub: FakeHub) -> None:
         path = tmp_path / "dream.safetensors"

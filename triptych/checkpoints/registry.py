@@ -131,6 +131,7 @@ class NamedModel:
         self.entry = entry
         self._registry = registry
         self._on_progress: OnProgress = _LoggedProgress(entry)
+        self._fetched: dict[frozenset[Network], Path] = {}
         self._opened: dict[Path, Checkpoint] = {}
 
     @property
@@ -171,8 +172,10 @@ class NamedModel:
 
     def is_here(self, networks: Collection[Network]) -> bool:
         """Whether nothing need be downloaded for these networks."""
-        if self.entry.hub_ids:
-            return self._cached(networks) is not None
+        here = self._cached(networks) is not None if self.entry.hub_ids else self._opens(networks)
+        return here and (Network.TEXT_ENCODER not in networks or self._vocabulary_is_here())
+
+    def _opens(self, networks: Collection[Network]) -> bool:
         try:
             for network in networks:
                 with self.tensors(network):
@@ -180,6 +183,10 @@ class NamedModel:
         except CheckpointError:
             return False
         return True
+
+    def _vocabulary_is_here(self) -> bool:
+        is_file = self.entry.source.kind in (SourceKind.FILE, SourceKind.HUB_FILE)
+        return not is_file or self.entry.tokenizer is not None or self._registry.find(VOCABULARY_OF).is_here(())
 
     def _cached(self, networks: Collection[Network]) -> Path | None:
         """Where the Hub's cache has it, from whichever of its places it came."""
@@ -220,7 +227,10 @@ class NamedModel:
         return hub.fetch_from_hub(repo, networks, revision=entry.revision, variant=entry.variant, on_progress=on_progress)
 
     def _checkpoint(self, networks: Collection[Network] = ()) -> Checkpoint:
-        path = self.fetch(networks)
+        needed = frozenset(networks)
+        if needed not in self._fetched:
+            self._fetched[needed] = self.fetch(networks)
+        path = self._fetched[needed]
         if path not in self._opened:
             self._opened[path] = self._single_file(path) if path.is_file() else self._folder(path)
         return self._opened[path]

@@ -12,6 +12,7 @@ from triptych.cli.console import say, shown_download
 from triptych.cli.models import read_registry
 from triptych.errors import TriptychError
 
+TEXT_ENCODER = "text_encoder"
 SHOWN_LICENCES = "licences-shown.json"
 
 
@@ -45,6 +46,8 @@ def pull_model(name: str, *, stage: str | None, variant: str | None, revision: s
     else:
         with shown_download(part) as show:
             model.fetch(networks, on_progress=show)
+        if TEXT_ENCODER in networks:
+            model.tokenizer  # noqa: B018 - of a single file it is fetched from elsewhere
     for network in networks:
         with model.tensors(network):
             pass  # what is missing or damaged is said here
