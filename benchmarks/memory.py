@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-_SECONDS_BETWEEN = 0.005
+_SECONDS_BETWEEN = 0.02
 
 
 @dataclass(frozen=True, kw_only=True)

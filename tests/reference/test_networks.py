@@ -31,13 +31,13 @@ FOUR_LEVELS = replace(
     up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
     layers_per_block=2,
 )
+STABLE_DIFFUSION_2 = replace(FOUR_LEVELS, use_linear_projection=True, attention_head_dim=(2, 4, 8, 8), cross_attention_dim=48)
 UNETS = {
     "tiny": UNET,
     "Stable Diffusion 1": FOUR_LEVELS,
-    "Stable Diffusion 2": replace(
-        FOUR_LEVELS, use_linear_projection=True, attention_head_dim=(2, 4, 8, 8), cross_attention_dim=48
-    ),
-    "inpainting": replace(UNET, in_channels=9),
+    "Stable Diffusion 1 inpainting": replace(FOUR_LEVELS, in_channels=9),
+    "Stable Diffusion 2": STABLE_DIFFUSION_2,
+    "Stable Diffusion 2 inpainting": replace(STABLE_DIFFUSION_2, in_channels=9),
     "vignette": replace(
         UNET,
         block_out_channels=(16, 32, 64),
