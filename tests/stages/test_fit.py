@@ -107,6 +107,16 @@ class TestFit:
         with pytest.raises(CheckpointError):
             check_fit(model)
 
+    def test_a_vocabulary_may_have_as_many_tokens_as_are_embedded(self, tiny: DiffusersFolder) -> None:
+        vocabulary, _ = tiny_models.tiny_tokenizer()
+        just = replace(tiny_models.TEXT_ENCODER, vocab_size=len(vocabulary))
+        check_fit(Altered(tiny, text_encoder=just), (StageName.TEXT_ENCODER,))
+        short = replace(just, vocab_size=just.vocab_size - 1)
+        with pytest.raises(
+            CheckpointError, match=f"has {len(vocabulary)} tokens, but the text encoder embeds {len(vocabulary) - 1}"
+        ):
+            check_fit(Altered(tiny, text_encoder=short), (StageName.TEXT_ENCODER,))
+
     def test_a_u_net_for_inpainting_fits(self, tiny: DiffusersFolder) -> None:
         check_fit(Altered(tiny, unet=replace(tiny_models.UNET, in_channels=9)))
 
