@@ -106,14 +106,15 @@ def train(
         network.reset_metrics()
         losses.append(float(network.train_on_batch(batch, np.zeros(_rows(batch)))))
         step, rows = step + 1, rows + _rows(batch)
-        if step % schedule.report_every == 0 or step == schedule.steps:
+        over = schedule.progress(step, time.time() - started) >= 1
+        if step % schedule.report_every == 0 or over:
             speed = round(rows / (time.time() - first_step), 1)
             report(stage, step=step, loss=round(float(np.mean(losses)), 5), rows_a_second=speed)
             losses = []
         if time.time() - saved > schedule.checkpoint_seconds:
             save_state(network, path, step)
             saved = time.time()
-        if schedule.progress(step, time.time() - started) >= 1:
+        if over:
             break
     save_state(network, path, step)
     return step

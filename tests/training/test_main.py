@@ -49,7 +49,7 @@ def test_all_stages_run_in_order_within_the_minutes(calls: Calls, monkeypatch: p
     run(monkeypatch, "all", "--minutes", "28", "--times", "8", "--train-text", "--precision", "mixed_bfloat16")
     assert tuple(calls) == STAGES
     assert {stage: calls[stage]["minutes"] for stage in SHARES} == pytest.approx({stage: 28 * s for stage, s in SHARES.items()})
-    assert 0.9 < sum(SHARES.values()) < 1
+    assert 0.8 < sum(SHARES.values()) < 0.9
     assert {stage: calls[stage]["rows"] for stage in ("vae", "text", "unet", "decoder")} == {
         "vae": 64,
         "text": 768,
