@@ -97,6 +97,19 @@ def test_a_pulled_part_is_served_offline_and_another_is_not(tiny_model: TinyMode
     assert "unet/diffusion_pytorch_model.safetensors" in refused.stderr
 
 
+def test_services_that_share_a_cache_share_what_they_download(tiny_model: TinyModel, tmp_path: Path) -> None:
+    with serving(Hub("owner/tiny", files_below(tiny_model.folder))) as hub:
+        told = {"MODEL": "owner/tiny", "TRIPTYCH_CACHE_FOLDER": str(tiny_model.cache), "TRIPTYCH_THREADS": "1"}
+        shared = {**told, **own_hub(hub, tmp_path / "hub")}
+        services = [replace(each, environment={**shared, **each.environment}) for each in four_services(free_ports(4))]
+        with running(services):
+            answer = httpx2.post(f"{services[-1].url}/generate", json={"prompt": "a red circle"}, timeout=60)
+    assert answer.status_code == 200
+    weights = set().union(*OWN_WEIGHTS.values())
+    sent = [each.path for each in hub.asked if each.method == "GET"]
+    assert {name: sent.count(f"/lfs/{hub.sha256(name)}") for name in weights} == dict.fromkeys(weights, 1)
+
+
 def own_hub(hub: Hub, folder: Path) -> dict[str, str]:
     return {"HF_ENDPOINT": hub.url, "HF_HOME": str(folder)}
 

@@ -6,8 +6,8 @@ from triptych.cli.console import log_line, say
 from triptych.cli.processes import Service, ServiceGroup
 from triptych.cli.topology import four_services, ports_from
 
-START_SECONDS = 600.0
-"""A first start compiles networks; for a large model that takes minutes."""
+START_SECONDS = 3600.0
+"""A first start may download gigabytes, and compiles networks; for a large model each takes minutes."""
 
 
 def run_until_stopped(port: int, model: str | None = None) -> None:
