@@ -252,7 +252,7 @@ class SingleFile:
         if told is None and self._is_second and "unet" in self._parts and unet_config(self._parts["unet"]).in_channels == 4:
             raise CheckpointError(
                 f"{self.path} is of Stable Diffusion 2, whose weights do not tell what they predict: give as its prediction_type "
-                "epsilon (2.x base, 512 pixels) or v_prediction (768 pixels): `triptych models add NAME FILE --prediction-type ...`"
+                "epsilon (2.x base, 512x512) or v_prediction (768x768): `triptych models add NAME FILE --prediction-type ...`"
             )
         if told not in (None, *PREDICTION_TYPES):
             raise CheckpointError(f"prediction_type of {self.path} must be {', '.join(PREDICTION_TYPES)}, not {told!r}")
