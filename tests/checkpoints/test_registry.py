@@ -13,6 +13,7 @@ from tests.fake_hub import FakeHub
 from tests.tiny_models import write_tiny_model
 from triptych.checkpoints import hub, registry
 from triptych.checkpoints.checkpoint import Checkpoint, Network
+from triptych.checkpoints.diffusers_folder import save_json
 from triptych.checkpoints.entries import write_entry
 from triptych.checkpoints.registry import EMBEDDED, NamedModel, Registry, find_model
 from triptych.errors import CheckpointError
@@ -230,6 +231,16 @@ class TestTheHub:
             "mine: 0 of 2 MB are here",
             "mine: 2 of 2 MB are here",
         ]
+
+    def test_a_warning_about_a_sampler_goes_with_that_sampler(self, names: Names, tmp_path: Path) -> None:
+        folder = write_tiny_model(tmp_path / "plain")
+        (folder / "triptych.json").unlink()
+        save_json(folder / "scheduler" / "scheduler_config.json", {"_class_name": "DEISMultistepScheduler"})
+        names.add("another", folder, sampler="euler")
+        names.add("same", folder, sampler="dpm++_2m")
+        names.add("open", folder)
+        assert names.find("another").facts.warnings == ()
+        assert names.find("same").facts.warnings == names.find("open").facts.warnings != ()
 
 
 class TestSingleFiles:

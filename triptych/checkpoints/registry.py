@@ -260,7 +260,10 @@ class NamedModel:
 
     @cached_property
     def facts(self) -> ModelFacts:
-        return replace(self._checkpoint().facts, **self._known_facts())
+        told, known = self._checkpoint().facts, self._known_facts()
+        if known.get("sampler", told.sampler) != told.sampler:
+            known["warnings"] = ()  # they are about the sampler of the checkpoint's own
+        return replace(told, **known)
 
     @cached_property
     def text_encoder(self) -> CLIPTextConfig:
