@@ -50,19 +50,11 @@ def load(side: str, folder: Path) -> dict[str, float]:
 
     before = resident_memory()
     started = time.monotonic()
-    with PeakMemory() as peak:
-        network = load_it()
+    network = load_it()
     seconds = time.monotonic() - started
     parameters = network.count_params() if side == "ours" else network.num_parameters()
     assert parameters == PARAMETERS, parameters
-    return {
-        "seconds": seconds,
-        "anonymous_before_bytes": before.anonymous,
-        "peak_anonymous_bytes": peak.anonymous,
-        "peak_file_bytes": peak.file,
-        "peak_total_bytes": peak.total,
-        "anonymous_over_network": peak.anonymous / NETWORK_BYTES,
-    }
+    return {"seconds": seconds, "anonymous_before_bytes": before.anonymous, "anonymous_after_bytes": resident_memory().anonymous}
 
 
 def measure(folder: Path, rounds: int) -> dict[str, list[dict[str, float]]]:
@@ -71,10 +63,26 @@ def measure(folder: Path, rounds: int) -> dict[str, list[dict[str, float]]]:
     for number in range(rounds + 1):
         for side in SIDES:
             command = [sys.executable, "-m", "benchmarks.loading", "--once", side, "--folder", str(folder)]
-            output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            run = watched(command)
             if number:
-                runs[side].append(json.loads(output.splitlines()[-1]))
+                runs[side].append(run)
     return runs
+
+
+def watched(command: Sequence[str]) -> dict[str, float]:
+    """What the command printed, and what memory it had at its peak, what it imports included."""
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    with PeakMemory(process.pid) as peak:
+        output, _ = process.communicate()
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command)
+    return {
+        **json.loads(output.splitlines()[-1]),
+        "peak_anonymous_bytes": peak.anonymous,
+        "peak_file_bytes": peak.file,
+        "peak_total_bytes": peak.total,
+        "anonymous_over_network": peak.anonymous / NETWORK_BYTES,
+    }
 
 
 def medians(runs: Sequence[Mapping[str, float]]) -> dict[str, float]:

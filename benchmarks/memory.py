@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-_SECONDS_BETWEEN = 0.02
+_SECONDS_BETWEEN = 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,7 @@ def resident_memory(pid: int | str = "self") -> Resident:
 
 
 class PeakMemory:
-    """Watches a process while in a `with` block.
+    """Watches a process while in a `with` block: best another process, whose Python code cannot keep this one from looking.
 
     Attributes:
         anonymous: The most that it had of its own at any look.
@@ -44,7 +44,7 @@ class PeakMemory:
         total: The most of both together.
     """
 
-    def __init__(self, pid: int | str = "self") -> None:
+    def __init__(self, pid: int | str) -> None:
         self.anonymous = self.file_then = self.file = self.total = 0
         self._pid = pid
         self._done = threading.Event()

@@ -7,10 +7,8 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -19,7 +17,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.memory import PeakMemory
 from triptych.checkpoints.checkpoint import Network, load_network
 from triptych.checkpoints.diffusers_folder import DiffusersFolder
 from triptych.engines import NetworkSource, Precision, RowSpec, get_engine
@@ -90,18 +87,15 @@ _CALLS: Mapping[Network, Callable[[Any, Mapping[str, Any]], Mapping[str, Any]]] 
 
 
 def main() -> None:
-    """Writes the outputs, and beside them as JSON what it took."""
+    """Writes the outputs."""
     whose, name, checkpoint, inputs_path, outputs_path = sys.argv[1:]
     network, inputs = Network(name), dict(np.load(inputs_path))
-    started = time.monotonic()
-    with PeakMemory() as peak, tempfile.TemporaryDirectory(dir=Path(outputs_path).parent) as folder:
+    with tempfile.TemporaryDirectory(dir=Path(outputs_path).parent) as folder:
         if whose == "ours":
             outputs = run_ours(network, Path(checkpoint), inputs, Path(folder))
         else:
             outputs = run_theirs(network, Path(checkpoint), inputs, double=whose == "theirs-float64")
-    took = {"seconds": time.monotonic() - started, "peak_bytes": peak.total, "peak_anonymous_bytes": peak.anonymous}
     np.savez(outputs_path, **outputs)
-    Path(outputs_path).with_suffix(".json").write_text(json.dumps(took))
 
 
 if __name__ == "__main__":

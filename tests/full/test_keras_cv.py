@@ -1,0 +1,68 @@
+"""keras-cv's presets at their full size, on random weights: from its `.h5` files to our folder, each network, and the whole loop.
+
+keras-cv runs in a process of its own, and so do the conversion and each of our networks.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.full.results import record
+from tests.reference.keras_cv_peer import PIXEL_TOLERANCE, Peer, our_images, run_peer
+from tests.tiny_models import ROOT
+from triptych.checkpoints.checkpoint import Network
+from triptych.checkpoints.keras_cv import PRESETS, pull_keras_cv
+
+pytestmark = pytest.mark.timeout(3600)
+
+SIZE = 128
+"""Of the loop's picture, in pixels. The networks' weights are all there are; their attention is short."""
+
+DECODER_SIZE = 512
+MEMORY_BYTES = 16e9
+
+
+@pytest.fixture(scope="module", params=PRESETS)
+def peer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Peer]:
+    """keras-cv's side, and what `triptych pull --from` makes of its files."""
+    folder = tmp_path_factory.mktemp("keras-cv")
+    peer = run_peer(request.param, folder, size=SIZE, decoder_size=DECODER_SIZE)
+    started = time.monotonic()
+    pull_keras_cv(peer.name, folder / "model", source=folder / "files")
+    record("keras-cv", f"{peer.name}, written", {"seconds": time.monotonic() - started})
+    shutil.rmtree(folder / "files")
+    yield peer
+    shutil.rmtree(folder)  # gigabytes, which pytest would keep
+
+
+@pytest.mark.parametrize("network", Network)
+def test_each_network_computes_what_keras_cvs_does(peer: Peer, network: Network, tmp_path: Path) -> None:
+    np.savez(tmp_path / "inputs.npz", **peer.inputs_of(network))
+    outputs = tmp_path / "outputs.npz"
+    command = [sys.executable, "-m", "tests.full.run_network", "ours", network, peer.folder / "model"]
+    subprocess.run([*map(str, command), tmp_path / "inputs.npz", outputs], cwd=ROOT, check=True)
+    took = json.loads(outputs.with_suffix(".json").read_text())
+
+    error, bound = peer.error(network, dict(np.load(outputs)))
+
+    record("keras-cv", f"{peer.name}, {network}", {"error": error, "bound": bound, **took})
+    assert error < bound
+    assert took["peak_bytes"] < MEMORY_BYTES
+
+
+async def test_three_stages_make_the_picture_of_generate_image(peer: Peer, tmp_path: Path) -> None:
+    images = await our_images(peer.folder / "model", tmp_path, SIZE)
+    difference = int(np.abs(images.astype(int) - peer.images).max())
+    record("keras-cv", f"{peer.name}, the picture", {"largest_difference": difference, "bound": PIXEL_TOLERANCE})
+    assert images.shape == peer.images.shape
+    assert difference <= PIXEL_TOLERANCE
+    assert len(np.unique(images)) > 100  # and it is a picture
