@@ -194,6 +194,13 @@ class TestTheHub:
         model.weights_digest(Network.UNET)
         assert len(fake_hub.asked) == 1
 
+    def test_further_parts_come_from_where_the_first_came_from(self, tiny: Path, names: Names, fake_hub: FakeHub) -> None:
+        mirror = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+        fake_hub.folders = {"runwayml/stable-diffusion-v1-5": tiny, mirror: tiny}
+        fake_hub.cached = {(mirror, "")}
+        names.find("sd-v1-5").weights_digest(Network.UNET)
+        assert fake_hub.asked == [(mirror, (Network.UNET,))]
+
     def test_gone_everywhere_is_one_sentence(self, names: Names, fake_hub: FakeHub) -> None:
         with pytest.raises(CheckpointError) as refused:
             names.find("sd-v1-5").fetch()

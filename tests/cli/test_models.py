@@ -192,6 +192,13 @@ class TestPull:
         assert "licence" not in then.out
         assert [path.name for path in (tmp_path / "models").iterdir()] == ["licences-shown.json"]
 
+    def test_it_is_said_again_where_nothing_was_pulled(self, run: Run, fake_hub: FakeHub, tiny: Path) -> None:
+        refused = run("pull", "sd-v1-5")
+        fake_hub.folders[ORIGINAL] = tiny
+        assert refused.code == 1
+        assert "is under the licence" in refused.out
+        assert "is under the licence" in run("pull", "sd-v1-5").out
+
     def test_another_licence_is_said_again(self, run: Run, fake_hub: FakeHub, tiny: Path) -> None:
         fake_hub.folders["o/n"] = tiny
         run("models", "add", "mine", "o/n", "--licence", "MIT")

@@ -211,7 +211,7 @@ class NamedModel:
         from triptych.checkpoints import hub
 
         refusals = []
-        for repo in self.entry.hub_ids:
+        for repo in sorted(self.entry.hub_ids, key=lambda repo: self._in_cache(repo, ()) is None):  # all parts from one place
             try:
                 return self._from_hub(repo, networks, on_progress)
             except hub.NotOnTheHub as error:
