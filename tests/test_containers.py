@@ -163,6 +163,11 @@ def test_the_gateway_finds_its_stages() -> None:
         assert set(composed(stage)["networks"]) <= set(composed("central")["networks"])
 
 
+def test_the_stages_are_told_one_model() -> None:
+    assert {composed(stage)["environment"]["TRIPTYCH_MODEL"] for stage in STAGES} == {"${MODEL:-vignette}"}
+    assert "TRIPTYCH_MODEL" not in composed("central")["environment"]
+
+
 def test_the_gateway_waits_for_its_stages() -> None:
     assert composed("central")["depends_on"] == {stage: {"condition": "service_healthy"} for stage in STAGES}
 
