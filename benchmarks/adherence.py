@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.report import circumstances, write_results
+from benchmarks.report import circumstances, describe, markdown_table, write_results
 from training.cache import cache_folder
 from training.world.captions import caption, plain_caption
 from training.world.draw import draw
@@ -76,7 +76,7 @@ def main() -> None:
     os.environ.setdefault("KERAS_BACKEND", "openvino")
     scenes, prompts = kept_out_prompts(arguments.prompts, arguments.grammar, arguments.seed)
     document, images, drawn = asyncio.run(measure(arguments, scenes, prompts))
-    print(json.dumps(document, indent=2))
+    print(summary(document))
     if arguments.keep:
         write_results(arguments.keep, document)
     if arguments.sheet:
@@ -226,6 +226,30 @@ def reconstruction_of(model: str) -> dict[str, Any]:
 
     checkpoint = find_model(model)
     return reconstruction(load_network(checkpoint, Network.VAE_ENCODER), load_network(checkpoint, Network.VAE_DECODER))
+
+
+def summary(document: dict[str, Any]) -> str:
+    """The numbers as Markdown."""
+    groups = ("together", "one_thing", "pairs_never_seen", "two_things")
+
+    def cell(row: dict[str, Any]) -> str:
+        return f"{row['share']:.3f} ({row['interval'][0]:.2f} to {row['interval'][1]:.2f})" if row["count"] else ""
+
+    rows = [
+        [name, *(cell(document["generated"][group][name]) for group in groups), cell(document["drawn"]["together"][name])]
+        for name in document["drawn"]["together"]
+    ]
+    counts = [str(document["generated"][group]["all"]["count"]) for group in groups]
+    lines = [
+        describe(document),
+        "",
+        markdown_table(["", *groups, "drawn, together"], [["prompts", *counts, str(document["prompts"])], *rows]),
+        "",
+        f"Feature distance: {json.dumps(document['feature_distance'])}.",
+        f"Reconstruction: {json.dumps(document['reconstruction'])}.",
+        f"{document['seconds_a_picture']} s a picture.",
+    ]
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
