@@ -14,6 +14,7 @@ from triptych.errors import InvalidValue, StagesDoNotFit
 
 CONTEXT = np.zeros((2, 77, 768), np.float32)
 LATENTS = np.zeros((2, 8, 12, 4), np.float32)
+MASK = np.ones((1, 8, 12, 1), np.float32)
 DENOISE = DenoiseRequest(
     context=CONTEXT,
     unconditional_context=CONTEXT[:1],
@@ -67,6 +68,8 @@ def test_a_diffusion_model_takes_as_many_chunks_as_it_says() -> None:
         {"unconditional_context": None, "guidance_scale": 1.0},
         {"initial_noise": LATENTS},
         {"initial_noise": LATENTS[:1]},
+        {"init_latents": LATENTS, "strength": 0.5},
+        {"init_latents": LATENTS[:1], "mask": MASK, "num_resamples": 2},
     ],
 )
 def test_what_a_diffusion_model_takes(change: dict[str, Any]) -> None:
@@ -95,17 +98,40 @@ def test_what_a_diffusion_model_takes(change: dict[str, Any]) -> None:
             "context",
         ),
         ({"context": LONG[:, :100]}, r"must be float32 \(2 or 1, 77, 768\), not float32 \(2, 100, 768\)", "context"),
+        ({"context": CONTEXT.repeat(3, axis=1)[:, :160]}, r"768\), not float32 \(2, 160, 768\)", "context"),
         ({"context": LONG[:, :0]}, r"must be float32 \(2 or 1, 77, 768\), not float32 \(2, 0, 768\)", "context"),
         ({"context": CONTEXT[0]}, r"must be float32 \(2 or 1, 77, 768\), not float32 \(77, 768\)", "context"),
         ({"unconditional_context": LONG}, r"unconditional_context must be float32 \(2 or 1, 77,", "unconditional_context"),
         ({"unconditional_context": CONTEXT.astype(np.float64)}, "not float64", "unconditional_context"),
         ({"initial_noise": LATENTS.transpose(0, 2, 1, 3)}, r"not float32 \(2, 12, 8, 4\)", "initial_noise"),
+        ({"init_latents": LATENTS[..., :3]}, r"init_latents must be float32 \(2 or 1, 8, 12, 4\)", "init_latents"),
+        ({"init_latents": LATENTS, "mask": MASK[..., 0]}, r"mask must be float32 \(2 or 1, 8, 12, 1\)", "mask"),
+        ({"init_latents": LATENTS, "mask": 2 * MASK}, "a mask must be between 0, to keep, and 1, to paint", "mask"),
+        ({"init_latents": LATENTS, "mask": MASK * np.float32("nan")}, "a mask must be between 0", "mask"),
+        ({"mask": MASK}, "with a mask this model needs the init_latents that it keeps", "init_latents"),
+        ({"mask": MASK, "masked_image_latents": LATENTS}, "takes no masked_image_latents", "masked_image_latents"),
+        ({"strength": 0.5}, "strength says how much of a picture to change, and there are no init_latents", "strength"),
+        ({"init_latents": LATENTS, "strength": 1.5}, "strength must be between 0 and 1, not 1.5", "strength"),
+        ({"num_resamples": 2}, "num_resamples is for masks", "num_resamples"),
+        ({"init_latents": LATENTS, "mask": MASK, "num_resamples": 0}, "num_resamples must be 1 or more", "num_resamples"),
     ],
 )
 def test_what_a_diffusion_model_does_not_take(change: dict[str, Any], sentence: str, param: str) -> None:
     with pytest.raises(InvalidValue, match=sentence) as refused:
         check_denoise(replace(DENOISE, **change), DIFFUSION)
     assert refused.value.param == param
+
+
+@pytest.mark.parametrize(
+    ("change", "missing"),
+    [({}, "mask"), ({"mask": MASK}, "masked_image_latents"), ({"masked_image_latents": LATENTS}, "mask")],
+)
+def test_a_model_that_takes_a_masked_image_needs_it(change: dict[str, Any], missing: str) -> None:
+    inpainting = replace(DIFFUSION, takes_masked_image=True)
+    check_denoise(replace(DENOISE, mask=MASK, masked_image_latents=LATENTS), inpainting)
+    with pytest.raises(InvalidValue, match=f"this model inpaints, and needs {missing} with every request") as refused:
+        check_denoise(replace(DENOISE, **change), inpainting)
+    assert refused.value.param == missing
 
 
 def test_what_a_decoder_takes() -> None:

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -78,9 +79,12 @@ FACTS = ModelFacts(
 )
 
 
-def write_tiny_model(folder: Path, seed: int = 0) -> Path:
-    """Writes the tiny model into a folder, which is made. The same seed gives the same bytes."""
-    return Path(shutil.copytree(_template(seed), folder, dirs_exist_ok=True))
+INPAINTING_UNET = replace(UNET, in_channels=9)
+
+
+def write_tiny_model(folder: Path, seed: int = 0, *, unet: UNetConfig = UNET) -> Path:
+    """Writes the tiny model into a folder, which is made. The same seed and U-Net give the same bytes."""
+    return Path(shutil.copytree(_template(seed, unet.in_channels), folder, dirs_exist_ok=True))
 
 
 def tiny_tokenizer() -> tuple[dict[str, int], list[tuple[str, str]]]:
@@ -140,25 +144,26 @@ def _run_on_openvino(network: Any, inputs: dict[str, np.ndarray]) -> dict[str, n
 
 
 @cache
-def _template(seed: int) -> Path:
+def _template(seed: int, in_channels: int) -> Path:
     folder = Path(tempfile.mkdtemp(prefix="tiny-model-"))
     atexit.register(shutil.rmtree, folder)
-    command = [sys.executable, "-m", "tests.tiny_models", str(folder), str(seed)]
+    command = [sys.executable, "-m", "tests.tiny_models", str(folder), str(seed), str(in_channels)]
     subprocess.run(command, cwd=ROOT, env={**os.environ, "KERAS_BACKEND": "openvino"}, check=True)
     return folder
 
 
-def _write(folder: Path, seed: int) -> None:
+def _write(folder: Path, seed: int, in_channels: int) -> None:
     from triptych.models.text_encoder import build_text_encoder
     from triptych.models.unet import build_unet
     from triptych.models.vae import build_vae_decoder, build_vae_encoder
 
-    networks = [build_text_encoder(TEXT_ENCODER), build_unet(UNET), build_vae_encoder(VAE), build_vae_decoder(VAE)]
+    unet_config = replace(UNET, in_channels=in_channels)
+    networks = [build_text_encoder(TEXT_ENCODER), build_unet(unet_config), build_vae_encoder(VAE), build_vae_decoder(VAE)]
     for number, network in enumerate(networks):
         randomize(network, seed + number)
     text_encoder, unet, vae_encoder, vae_decoder = networks
     save_network(folder, "text_encoder", TEXT_ENCODER, text_encoder)
-    save_network(folder, "unet", UNET, unet)
+    save_network(folder, "unet", unet_config, unet)
     save_network(folder, "vae", VAE, vae_encoder, vae_decoder)
     vocabulary, merges = tiny_tokenizer()
     assert len(vocabulary) <= TEXT_ENCODER.vocab_size
@@ -167,4 +172,4 @@ def _write(folder: Path, seed: int) -> None:
 
 
 if __name__ == "__main__":
-    _write(Path(sys.argv[1]), int(sys.argv[2]))
+    _write(Path(sys.argv[1]), *map(int, sys.argv[2:]))

@@ -98,6 +98,8 @@ class DiffusionIdentity:
         sizes: (width, height) in pixels of the pictures it makes; the first is its default.
         samplers: Names it takes; the first is its default.
         max_prompt_chunks: Contexts it takes are 1 to so many times `context_length` long.
+        takes_masked_image: Whether the network sees mask and masked image as channels of their own, at every request. Where not,
+            it inpaints all the same: what is known is put back after every evaluation.
         warnings: What whoever leaves the choice of sampler to it should know of the pictures, a sentence each.
     """
 
@@ -120,6 +122,7 @@ class DiffusionIdentity:
     default_num_steps: int
     default_guidance_scale: float
     max_prompt_chunks: int = 1
+    takes_masked_image: bool = False
     warnings: tuple[str, ...] = ()
 
     def latents_shape(self, width: int, height: int) -> tuple[int, int, int]:
@@ -181,6 +184,11 @@ class DenoiseRequest:
         seeds: One for each row, uint64 (B,).
         width, height: Of the pictures, pixels.
         initial_noise: Standard normal, float32 (B or 1, H/8, W/8, 4); drawn from the seeds where None.
+        init_latents: Of a picture to change, VAE-scaled, float32 (B or 1, H/8, W/8, 4); None makes one of noise alone.
+        mask: Where to paint (1) and where to keep the picture (0), float32 (B or 1, H/8, W/8, 1); None is everywhere.
+        masked_image_latents: Of the picture with grey where the mask is 1, like `init_latents`; for models that take it.
+        strength: How much of `init_latents` to change, 0 to 1: the share of the steps that are made.
+        num_resamples: How often each evaluation is made, so that what is painted and what is put back come to agree.
         resume: Where an earlier denoising of this very request came to; None begins.
         progress_every: Evaluations between two states; None asks for none.
         previews: Whether states carry the predicted original.
@@ -195,6 +203,11 @@ class DenoiseRequest:
     num_steps: int
     guidance_scale: float
     initial_noise: Float32 | None = None
+    init_latents: Float32 | None = None
+    mask: Float32 | None = None
+    masked_image_latents: Float32 | None = None
+    strength: float = 1.0
+    num_resamples: int = 1
     resume: DenoiseState | None = None
     progress_every: int | None = None
     previews: bool = False
@@ -385,6 +398,31 @@ def check_denoise(request: DenoiseRequest, identity: DiffusionIdentity) -> None:
     _check_rows("context", request.context, context, len(request.seeds))
     _check_rows("unconditional_context", request.unconditional_context, context, len(request.seeds))
     _check_rows("initial_noise", request.initial_noise, latents, len(request.seeds))
+    _check_rows("init_latents", request.init_latents, latents, len(request.seeds))
+    _check_rows("mask", request.mask, (*latents[:2], 1), len(request.seeds))
+    _check_rows("masked_image_latents", request.masked_image_latents, latents, len(request.seeds))
+    _check_editing(request, identity)
+
+
+def _check_editing(request: DenoiseRequest, identity: DiffusionIdentity) -> None:
+    if identity.takes_masked_image:
+        for name, tensor in (("mask", request.mask), ("masked_image_latents", request.masked_image_latents)):
+            if tensor is None:
+                raise InvalidValue(f"this model inpaints, and needs {name} with every request", param=name)
+    elif request.masked_image_latents is not None:
+        raise InvalidValue("this model takes no masked_image_latents", param="masked_image_latents")
+    elif request.mask is not None and request.init_latents is None:
+        raise InvalidValue("with a mask this model needs the init_latents that it keeps", param="init_latents")
+    if request.mask is not None and not (request.mask.min() >= 0 and request.mask.max() <= 1):
+        raise InvalidValue("a mask must be between 0, to keep, and 1, to paint", param="mask")
+    if not 0 <= request.strength <= 1:
+        raise InvalidValue(f"strength must be between 0 and 1, not {request.strength}", param="strength")
+    if request.strength != 1 and request.init_latents is None:
+        raise InvalidValue("strength says how much of a picture to change, and there are no init_latents", param="strength")
+    if request.num_resamples < 1:
+        raise InvalidValue(f"num_resamples must be 1 or more, not {request.num_resamples}", param="num_resamples")
+    if request.num_resamples > 1 and (request.mask is None or identity.takes_masked_image):
+        raise InvalidValue("num_resamples is for masks on models that take no masked image", param="num_resamples")
 
 
 def _context_length(request: DenoiseRequest, identity: DiffusionIdentity) -> int:

@@ -73,7 +73,8 @@ async def test_it_says_who_it_is(stage):
     assert (identity.context_length, identity.context_width) == (CONTEXT_LENGTH, UNET.cross_attention_dim)
     assert (identity.latent_channels, identity.downsampling) == (4, 8)
     assert identity.prediction_type == "v_prediction"
-    assert identity.tasks == (Task.TEXT_TO_IMAGE,)
+    assert identity.tasks == tuple(Task)
+    assert not identity.takes_masked_image
     assert identity.sizes == SIZES
     assert identity.samplers[0] == FACTS.sampler
     assert sorted(identity.samplers) == sorted(SAMPLERS)

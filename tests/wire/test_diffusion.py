@@ -40,10 +40,29 @@ def state_of(n: int) -> DenoiseState:
         DENOISE,
         replace(DENOISE, unconditional_context=None, guidance_scale=1.0, initial_noise=None),
         replace(DENOISE, context=CONTEXT[:1], initial_noise=LATENTS[:1]),
+        replace(DENOISE, init_latents=LATENTS[:1], strength=0.3),
+        replace(DENOISE, init_latents=LATENTS, mask=LATENTS[..., :1], num_resamples=4),
     ],
 )
 def test_a_denoising_arrives(request_: DenoiseRequest) -> None:
     assert_same(diffusion.read_request(over_the_wire(diffusion.write_request(request_)), DIFFUSION), request_)
+
+
+def test_metadata_says_what_a_model_inpaints_with() -> None:
+    inpainting = replace(DIFFUSION, takes_masked_image=True)
+    plain, masked = ({spec.name: spec for spec in diffusion.to_metadata(each).inputs} for each in (DIFFUSION, inpainting))
+    assert plain["mask"].optional and not masked["mask"].optional
+    assert "masked_image_latents" not in plain
+    assert (masked["masked_image_latents"].shape, masked["masked_image_latents"].optional) == ((-1, -1, -1, 4), False)
+    assert diffusion.from_metadata(diffusion.to_metadata(inpainting)) == inpainting
+
+
+def test_a_masked_image_arrives_where_it_is_taken() -> None:
+    request = replace(DENOISE, mask=LATENTS[..., :1], masked_image_latents=LATENTS)
+    read = diffusion.read_request(over_the_wire(diffusion.write_request(request)), replace(DIFFUSION, takes_masked_image=True))
+    assert_same(read, request)
+    with pytest.raises(InvalidValue, match="there is no input 'masked_image_latents'"):
+        diffusion.read_request(over_the_wire(diffusion.write_request(request)), DIFFUSION)
 
 
 @pytest.mark.parametrize("chunks", [1, 2, 3])
@@ -97,7 +116,7 @@ def test_latents_that_are_no_answer_are_refused(latents: np.ndarray, sentence: s
         ({"seed": np.array([1, 2], np.int64)}, {}, "seed must be UINT64, not INT64"),
         ({"seed": np.zeros(0, np.uint64)}, {}, "seed is empty"),
         ({"initial_noise": LATENTS[..., :3]}, {}, r"initial_noise must have the shape \[-1, -1, -1, 4\]"),
-        ({"mask": LATENTS}, {}, "there is no input 'mask'; the inputs are context, unconditional_context, seed, initial_noise"),
+        ({"noise": LATENTS}, {}, "there is no input 'noise'; the inputs are context, unconditional_context, seed, initial_noise"),
         ({}, {"num_steps": 0}, "num_steps must be a whole number from 1 to 1000"),
         ({}, {"guidance_scale": 101}, "guidance_scale must be a number from 0 to 100"),
         ({}, {"sampler": 7}, "sampler must be a text of at most 64 characters"),

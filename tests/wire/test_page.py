@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,11 @@ from triptych.wire.headers import REQUEST_ID_HEADER, TIMEOUT_HEADER
 from triptych.wire.metadata import ModelMetadata
 from triptych.wire.open_inference import HEADER_LENGTH, decode_request
 
-MODELS = [text_encoder.to_metadata(TEXT_ENCODER), diffusion.to_metadata(DIFFUSION), decoder.to_metadata(DECODER)]
+MODELS = [
+    text_encoder.to_metadata(TEXT_ENCODER),
+    diffusion.to_metadata(replace(DIFFUSION, takes_masked_image=True)),
+    decoder.to_metadata(DECODER),
+]
 
 
 @pytest.fixture(scope="module")

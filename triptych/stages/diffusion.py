@@ -7,6 +7,8 @@ import hashlib
 from collections.abc import AsyncGenerator
 from functools import lru_cache
 
+import numpy as np
+
 from triptych.checkpoints.checkpoint import Network
 from triptych.contract import (
     DenoiseEvent,
@@ -20,17 +22,23 @@ from triptych.contract import (
 )
 from triptych.engines import RowSpec
 from triptych.errors import CheckpointError, Conflict, InvalidValue
+from triptych.sampling.inpainting import resampled
 from triptych.sampling.noise import NOISE_VERSION, Purpose, normal
 from triptych.sampling.plan import Plan
-from triptych.sampling.samplers import SAMPLERS, make_plan
+from triptych.sampling.samplers import SAMPLERS, first_step_of, make_plan
 from triptych.sampling.schedule import ScheduleConfig
 from triptych.stages.denoising import Denoising
-from triptych.stages.evaluation import Row
+from triptych.stages.evaluation import Known, Row
 from triptych.stages.local_stage import LocalStage, NetworkLoader
 from triptych.stages.options import StageOptions
 from triptych.stages.step_batcher import StepBatcher
 
-_plan = lru_cache(maxsize=128)(make_plan)
+
+@lru_cache(maxsize=128)
+def plan_of(sampler: str, schedule: ScheduleConfig, num_steps: int, strength: float, num_resamples: int) -> Plan:
+    """The evaluations that a request asks for. Raises InvalidValue as `make_plan` and `first_step_of` do."""
+    first_step = 0 if strength == 1 else first_step_of(strength, num_steps)
+    return resampled(make_plan(sampler, schedule, num_steps, first_step=first_step), num_resamples)
 
 
 class DiffusionStage(LocalStage[DiffusionIdentity]):
@@ -44,8 +52,7 @@ class DiffusionStage(LocalStage[DiffusionIdentity]):
 
     def load(self, networks: NetworkLoader) -> DiffusionIdentity:
         facts, config, vae = networks.files.facts, networks.files.unet, networks.files.vae
-        if config.in_channels != vae.latent_channels:
-            raise CheckpointError(f"a U-Net of {config.in_channels} input channels is not supported by this version")
+        takes_masked_image = _takes_masked_image(config.in_channels, vae.latent_channels)
         samplers = _default_first(facts.sampler)
         length, width_of_context = networks.files.text_encoder.max_position_embeddings, config.cross_attention_dim
         chunks = range(1, self.options.max_prompt_chunks + 1)
@@ -64,7 +71,10 @@ class DiffusionStage(LocalStage[DiffusionIdentity]):
             for number in chunks
         ]
         self._batcher = StepBatcher(
-            {(network.rows["latents"].shape, network.rows["context"].shape): network for network in compiled},
+            {
+                ((*network.rows["latents"].shape[:2], vae.latent_channels), network.rows["context"].shape): network
+                for network in compiled
+            },
             capacity=min(network.usable_batch_sizes[-1] for network in compiled),
             queue_size=self.options.queue_size,
         )
@@ -82,12 +92,13 @@ class DiffusionStage(LocalStage[DiffusionIdentity]):
             latent_channels=vae.latent_channels,
             downsampling=vae.downsampling,
             prediction_type=self._schedule.prediction_type,
-            tasks=(Task.TEXT_TO_IMAGE,),
+            tasks=tuple(Task),
             sizes=sizes,
             samplers=samplers,
             default_num_steps=facts.num_steps,
             default_guidance_scale=facts.guidance_scale,
             max_prompt_chunks=self.options.max_prompt_chunks,
+            takes_masked_image=takes_masked_image,
             warnings=facts.warnings,
         )
 
@@ -99,7 +110,7 @@ class DiffusionStage(LocalStage[DiffusionIdentity]):
         """See `contract.Diffusion.denoise`. Closing the iterator ends the denoising before its next evaluation."""
         identity = await self.identity()
         check_denoise(request, identity)
-        plan = _plan(request.sampler, self._schedule, request.num_steps)
+        plan = plan_of(request.sampler, self._schedule, request.num_steps, request.strength, request.num_resamples)
         state_key = key_of_state(request, plan, identity)
         if request.resume is not None:
             check_state(request.resume, request, plan, state_key, identity)
@@ -129,12 +140,31 @@ def rows_of(request: DenoiseRequest, plan: Plan, identity: DiffusionIdentity) ->
         row: Float32 = array[index if len(array) > 1 else 0]
         return row
 
+    def row_of_any(array: Float32 | None, index: int) -> Float32 | None:
+        return None if array is None else row_of(array, index)
+
     def start_of(index: int, seed: int) -> tuple[Float32, Float32, int]:
         if state is not None:
             return state.latents[index], state.sampler_state[index], int(state.position[index])
-        if request.initial_noise is not None:
-            return *plan.initial(row_of(request.initial_noise, index)), 0
-        return *plan.initial(normal(seed, Purpose.INITIAL, 0, shape)), 0
+        noise = row_of_any(request.initial_noise, index)
+        if noise is None:
+            noise = normal(seed, Purpose.INITIAL, 0, shape)
+        latents, sampler_state = plan.initial(noise)
+        original = row_of_any(request.init_latents, index)
+        # Where all of a masked part is painted anew, nothing of it shines through.
+        if original is not None and (request.mask is None or request.strength < 1):
+            latents = plan.add_noise(original, noise, 0)
+        return latents, sampler_state, 0
+
+    def known_of(index: int) -> Known | None:
+        if request.mask is None or request.init_latents is None or identity.takes_masked_image:
+            return None
+        return Known(original=row_of(request.init_latents, index), mask=row_of(request.mask, index))
+
+    def extra_channels_of(index: int) -> Float32 | None:
+        if request.mask is None or request.masked_image_latents is None:
+            return None
+        return np.concatenate([row_of(request.mask, index), row_of(request.masked_image_latents, index)], axis=-1)
 
     def make_row(index: int, seed: int) -> Row:
         latents, sampler_state, position = start_of(index, seed)
@@ -145,21 +175,24 @@ def rows_of(request: DenoiseRequest, plan: Plan, identity: DiffusionIdentity) ->
             sampler_state=sampler_state,
             position=position,
             context=row_of(request.context, index),
-            unconditional_context=None if unconditional is None else row_of(unconditional, index),
+            unconditional_context=row_of_any(unconditional, index),
             guidance_scale=request.guidance_scale,
             seed=seed,
+            known=known_of(index),
+            extra_channels=extra_channels_of(index),
         )
 
     return [make_row(index, int(seed)) for index, seed in enumerate(request.seeds)]
 
 
 def key_of_state(request: DenoiseRequest, plan: Plan, identity: DiffusionIdentity) -> str:
-    """Digest of all that a state of this request depends on, except its contexts, seeds and noise: those come with it again."""
+    """Digest of all that a state of this request depends on, except its tensors: those come with it again."""
     parts = (
         identity.weights_digest,
         identity.prediction_type,
         plan.digest(),
         f"{request.guidance_scale!r} {request.width}x{request.height} {len(request.seeds)}",
+        f"mask {request.mask is not None} picture {request.init_latents is not None}",
         f"noise {NOISE_VERSION}",
     )
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
@@ -184,6 +217,20 @@ def check_state(state: DenoiseState, request: DenoiseRequest, plan: Plan, state_
             raise InvalidValue(f"{name} must be {expected}, not {array.shape}", param=name)
     if state.position.min() < 0 or state.position.max() > plan.num_evaluations:
         raise InvalidValue(f"position must be 0..{plan.num_evaluations}", param="position")
+
+
+def _takes_masked_image(channels: int, latent_channels: int) -> bool:
+    """Whether the U-Net sees a mask and a masked picture beside the latents.
+
+    Raises:
+        CheckpointError: It sees neither that nor the latents alone.
+    """
+    if channels not in (latent_channels, 2 * latent_channels + 1):
+        raise CheckpointError(
+            f"the U-Net has {channels} input channels, where {latent_channels} are latents and "
+            f"{2 * latent_channels + 1} latents, a mask and a masked picture"
+        )
+    return channels != latent_channels
 
 
 def _default_first(sampler: str) -> tuple[str, ...]:

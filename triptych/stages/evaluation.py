@@ -13,11 +13,25 @@ import numpy as np
 
 from triptych.contract import Float32
 from triptych.sampling.guidance import guide
+from triptych.sampling.inpainting import put_back
 from triptych.sampling.noise import Purpose, normal
 from triptych.sampling.plan import Plan
 
 Network = Callable[[Mapping[str, Float32]], Mapping[str, Float32]]
-"""`latents` (N, h, w, C), `timestep` (N,) and `context` (N, T, D) to `prediction` (N, h, w, C)."""
+"""`latents` (N, h, w, C and extra channels), `timestep` (N,) and `context` (N, T, D) to `prediction` (N, h, w, C)."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Known:
+    """What of a picture is to stay, and where.
+
+    Attributes:
+        original: Its latents, float32 (h, w, C).
+        mask: 1 where to paint and 0 where to keep, float32 (h, w, 1).
+    """
+
+    original: Float32
+    mask: Float32
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -31,6 +45,8 @@ class Row:
         context: float32 (T, D).
         unconditional_context: Same shape; None without guidance.
         seed: Of all its noise.
+        known: What is put back after every evaluation; None is nothing.
+        extra_channels: What the network sees beside the latents, float32 (h, w, n); None where it sees nothing else.
         predicted_original: The latents without noise as the last evaluation saw them; None before the first.
     """
 
@@ -42,6 +58,8 @@ class Row:
     unconditional_context: Float32 | None
     guidance_scale: float
     seed: int
+    known: Known | None = None
+    extra_channels: Float32 | None = None
     predicted_original: Float32 | None = None
 
     @property
@@ -60,7 +78,8 @@ class Row:
 
     @property
     def network_input(self) -> Float32:
-        return self.plan.network_input(self.latents, self.position)
+        latents = self.plan.network_input(self.latents, self.position)
+        return latents if self.extra_channels is None else np.concatenate([latents, self.extra_channels], axis=-1)
 
     @property
     def timestep(self) -> np.float32:
@@ -75,11 +94,15 @@ class Row:
         latents, sampler_state = self.plan.advance(self.latents, self.sampler_state, self.position, prediction, noise)
         return replace(
             self,
-            latents=latents,
+            latents=latents if self.known is None else self._with_known(self.known, latents),
             sampler_state=sampler_state,
             position=self.position + 1,
             predicted_original=self.plan.predicted_original(self.latents, self.position, prediction),
         )
+
+    def _with_known(self, known: Known, latents: Float32) -> Float32:
+        noise = normal(self.seed, Purpose.KNOWN_REGION, self.position, latents.shape)
+        return put_back(latents, self.plan, self.position + 1, known.original, known.mask, noise)
 
 
 def evaluate(network: Network, rows: Sequence[Row]) -> list[Row]:

@@ -21,6 +21,8 @@ MAX_NUM_STEPS = 1000
 MAX_GUIDANCE_SCALE = 100.0
 MAX_SIDE = 8192
 
+MAX_NUM_RESAMPLES = 100
+
 MAX_EVALUATIONS = 2**20
 """More than any plan has: some samplers evaluate a step more than once."""
 
@@ -56,6 +58,9 @@ def write_request(request: DenoiseRequest) -> InferRequest:
         "unconditional_context": request.unconditional_context,
         "seed": request.seeds,
         "initial_noise": request.initial_noise,
+        "init_latents": request.init_latents,
+        "mask": request.mask,
+        "masked_image_latents": request.masked_image_latents,
     }
     parameters: dict[str, Scalar | None] = {
         "num_steps": request.num_steps,
@@ -63,6 +68,8 @@ def write_request(request: DenoiseRequest) -> InferRequest:
         "sampler": request.sampler,
         "width": request.width,
         "height": request.height,
+        "strength": request.strength if request.strength != 1 else None,
+        "num_resamples": request.num_resamples if request.num_resamples != 1 else None,
         "progress_every": request.progress_every,
         "previews": request.previews or None,
     }
@@ -97,6 +104,11 @@ def read_request(request: InferRequest, identity: DiffusionIdentity) -> DenoiseR
             "guidance_scale", default=identity.default_guidance_scale, minimum=0, maximum=MAX_GUIDANCE_SCALE
         ),
         initial_noise=request.inputs.get("initial_noise"),
+        init_latents=request.inputs.get("init_latents"),
+        mask=request.inputs.get("mask"),
+        masked_image_latents=request.inputs.get("masked_image_latents"),
+        strength=parameters.number("strength", default=1.0, minimum=0, maximum=1),
+        num_resamples=parameters.integer("num_resamples", default=1, minimum=1, maximum=MAX_NUM_RESAMPLES),
         progress_every=parameters.optional_integer("progress_every", minimum=1, maximum=MAX_EVALUATIONS),
         previews=parameters.flag("previews", default=False),
         resume=_read_state(request.inputs, parameters.text("state_key", default="")),
@@ -219,6 +231,13 @@ def _inputs(identity: DiffusionIdentity, *, context_length: int) -> tuple[Tensor
         TensorSpec(name="unconditional_context", datatype="FP32", shape=context, optional=True),
         TensorSpec(name="seed", datatype="UINT64", shape=(ANY,)),
         TensorSpec(name="initial_noise", datatype="FP32", shape=(ANY, *latents), optional=True),
+        TensorSpec(name="init_latents", datatype="FP32", shape=(ANY, *latents), optional=True),
+        TensorSpec(name="mask", datatype="FP32", shape=(ANY, ANY, ANY, 1), optional=not identity.takes_masked_image),
+        *(
+            (TensorSpec(name="masked_image_latents", datatype="FP32", shape=(ANY, *latents)),)
+            if identity.takes_masked_image
+            else ()
+        ),
         *_state(ANY, latents, optional=True),
     )
 
