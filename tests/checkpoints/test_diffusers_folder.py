@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,6 +22,7 @@ from triptych.checkpoints.diffusers_folder import DiffusersFolder, save_descript
 from triptych.errors import CheckpointError
 from triptych.models.config import STABLE_DIFFUSION_1_5_VAE, CLIPTextConfig, UNetConfig
 from triptych.sampling import ScheduleConfig
+from triptych.sampling.samplers import REPLACEMENTS
 
 Tensors = dict[str, np.ndarray]
 
@@ -487,3 +489,13 @@ def _assert_same_weights(network: keras.Model, expected: keras.Model) -> None:
     for ours, theirs in zip(network.weights, expected.weights, strict=True):
         np.testing.assert_array_equal(keras.ops.convert_to_numpy(ours), keras.ops.convert_to_numpy(theirs))
         assert keras.ops.convert_to_numpy(ours).any()
+
+
+# Documented
+
+
+def test_the_documented_table_of_samplers_is_the_one_that_holds(root: Path):
+    page = (root / "docs" / "checkpoints.md").read_text(encoding="utf-8")
+    table = page.partition("| class | is replaced by |\n|---|---|\n")[2].partition("\n\n")[0]
+    assert dict(re.findall(r"^\| `(\w+)` \| `([\w+]+)` \|$", table, re.MULTILINE)) == REPLACEMENTS
+    assert len(table.splitlines()) == len(REPLACEMENTS)
