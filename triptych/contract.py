@@ -264,11 +264,15 @@ class DecodeRequest:
         latents: VAE-scaled, float32 (B, H/8, W/8, 4).
         image_format: None asks for pixels, else for encoded files.
         image_texts: What each PNG carries as text under `IMAGE_TEXT_KEYWORD`: none, or one a row.
+        original: Pixels to keep where `paste_mask` is 0, sRGB uint8 (B or 1, H, W, 3).
+        paste_mask: 255 where the decoded picture shows, 0 where the original does, between them a mixture, uint8 (B or 1, H, W).
     """
 
     latents: Float32
     image_format: ImageFormat | None = None
     image_texts: tuple[str, ...] = ()
+    original: UInt8 | None = None
+    paste_mask: UInt8 | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -467,3 +471,14 @@ def check_decode(request: DecodeRequest, identity: DecoderIdentity) -> None:
         raise InvalidValue(f"these latents are a picture of {width}x{height}; this decoder makes {allowed}", param="latents")
     if len(request.image_texts) not in (0, shape[0]):
         raise InvalidValue(f"there are {len(request.image_texts)} image_texts for {shape[0]} pictures", param="image_text")
+    _check_pixels("original", request.original, (height, width, 3), shape[0])
+    _check_pixels("paste_mask", request.paste_mask, (height, width), shape[0])
+    if (request.original is None) != (request.paste_mask is None):
+        missing = "original" if request.original is None else "paste_mask"
+        raise InvalidValue(f"original and paste_mask go together; {missing} is missing", param=missing)
+
+
+def _check_pixels(name: str, array: UInt8 | None, row: tuple[int, ...], rows: int) -> None:
+    if array is not None and (array.dtype != np.uint8 or array.shape[1:] != row or len(array) not in (1, rows)):
+        shape = ", ".join(map(str, row))
+        raise InvalidValue(f"{name} must be uint8 ({rows} or 1, {shape}), not {array.dtype} {array.shape}", param=name)

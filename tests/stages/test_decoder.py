@@ -107,6 +107,34 @@ async def test_latents_of_another_shape_are_refused(stage, latents, sentence):
         await decode(stage, latents)
 
 
+async def test_what_is_kept_is_in_the_file_to_the_bit_and_in_its_digest(stage):
+    latents, original = some_latents(2), np.random.default_rng(1).integers(0, 256, (1, 32, 32, 3), np.uint8)
+    mask = np.zeros((1, 32, 32), np.uint8)
+    mask[:, 8:20, 5:30] = 255
+    painted = await decode(stage, latents)
+    request = DecodeRequest(latents=latents, image_format=ImageFormat.PNG, original=original, paste_mask=mask)
+    decoded = await stage.decode(request)
+    for file, digest, picture in zip(decoded.images, decoded.pixels_sha256, painted, strict=True):
+        pixels = np.asarray(Image.open(io.BytesIO(file)))
+        np.testing.assert_array_equal(pixels, np.where(mask[0, ..., None] == 255, picture, original[0]))
+        assert digest == hashlib.sha256(pixels.tobytes()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"original": np.zeros((1, 32, 32, 3), np.uint8)}, "original and paste_mask go together; paste_mask is missing"),
+        ({"paste_mask": np.zeros((1, 32, 32), np.uint8)}, "go together; original is missing"),
+        ({"original": np.zeros((1, 32, 64, 3), np.uint8)}, r"original must be uint8 \(2 or 1, 32, 32, 3\)"),
+        ({"paste_mask": np.zeros((3, 32, 32), np.uint8)}, r"paste_mask must be uint8 \(2 or 1, 32, 32\), not uint8 \(3,"),
+        ({"paste_mask": np.zeros((1, 32, 32), np.float32)}, "not float32"),
+    ],
+)
+async def test_pixels_to_keep_that_do_not_fit_are_refused(stage, changes, sentence):
+    with pytest.raises(InvalidValue, match=sentence):
+        await stage.decode(DecodeRequest(latents=some_latents(2), **changes))
+
+
 async def test_texts_must_be_as_many_as_pictures(stage):
     with pytest.raises(InvalidValue, match="1 image_texts for 2 pictures"):
         await decode(stage, some_latents(2), ImageFormat.PNG, ("one",))

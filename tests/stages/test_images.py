@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from triptych.contract import ImageFormat
-from triptych.stages.images import encode_image, to_pixels
+from triptych.stages.images import encode_image, paste, to_pixels
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (24, 16, 3), np.uint8)
 SMOOTH = np.broadcast_to(np.linspace(0, 255, 16, dtype=np.uint8)[None, :, None], (24, 16, 3))
@@ -28,6 +28,25 @@ def test_halves_go_to_the_even_number():
     (at_half,) = np.nonzero(exact % 1 == 0.5)
     assert len(at_half) > 50
     assert not np.any(to_pixels(images)[at_half] % 2)
+
+
+def test_what_is_pasted_is_the_original_to_the_bit_and_between_a_rounded_mixture():
+    pixels, original = PIXELS[None], PIXELS[None, ::-1].copy()
+    mask = np.full((1, 24, 16), 255, np.uint8)
+    np.testing.assert_array_equal(paste(pixels, original, mask), pixels)
+    np.testing.assert_array_equal(paste(pixels, original, 0 * mask), original)
+    mask[:, :, 8:] = np.arange(8) * 36
+    exact = (mask[..., None] * pixels.astype(float) + (255.0 - mask[..., None]) * original) / 255
+    assert np.abs(paste(pixels, original, mask) - exact).max() <= 0.5
+
+
+def test_one_original_is_pasted_into_all_pictures():
+    pixels, mask = np.stack([PIXELS, PIXELS // 2]), np.zeros((1, 24, 16), np.uint8)
+    mask[:, 12:] = 255
+    pasted = paste(pixels, PIXELS[None, ::-1], mask)
+    for one, picture in zip(pasted, pixels, strict=True):
+        np.testing.assert_array_equal(one[:12], PIXELS[::-1][:12])
+        np.testing.assert_array_equal(one[12:], picture[12:])
 
 
 @pytest.mark.parametrize(("image_format", "name"), [("png", "PNG"), ("jpeg", "JPEG"), ("webp", "WEBP")])

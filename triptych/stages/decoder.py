@@ -21,7 +21,7 @@ from triptych.contract import (
 from triptych.engines import CompiledNetwork, RowSpec
 from triptych.errors import StageFailed
 from triptych.stages.call_batcher import CallBatcher
-from triptych.stages.images import encode_image, to_pixels
+from triptych.stages.images import encode_image, paste, to_pixels
 from triptych.stages.local_stage import LocalStage, NetworkLoader
 from triptych.stages.options import StageOptions
 from triptych.stages.worker import Worker
@@ -68,18 +68,20 @@ class DecoderStage(LocalStage[DecoderIdentity]):
         check_decode(request, await self.identity())
         network = self._networks[request.latents.shape[1:3]]
         outputs = await network({"latents": request.latents}, deadline=deadline)
-        pixels, digests = await asyncio.to_thread(_to_pixels, outputs["images"])
+        pixels, digests = await asyncio.to_thread(_to_pixels, outputs["images"], request)
         if request.image_format is None:
             return Decoded(images=pixels, pixels_sha256=digests)
         files = await _encode(pixels, request.image_format, request.image_texts)
         return Decoded(images=files, pixels_sha256=digests)
 
 
-def _to_pixels(images: Float32) -> tuple[UInt8, tuple[str, ...]]:
-    """Pixels, and each picture's digest."""
+def _to_pixels(images: Float32, request: DecodeRequest) -> tuple[UInt8, tuple[str, ...]]:
+    """Pixels, with the original pasted in where there is one, and each picture's digest."""
     if not np.isfinite(images).all():
         raise StageFailed("the decoder stage computed NaN or infinity", stage=StageName.DECODER)
     pixels = to_pixels(images)
+    if request.original is not None and request.paste_mask is not None:
+        pixels = paste(pixels, request.original, request.paste_mask)
     return pixels, tuple(map(sha256_of, pixels))
 
 

@@ -22,6 +22,19 @@ def to_pixels(images: Float32) -> UInt8:
     return pixels
 
 
+def paste(pixels: UInt8, original: UInt8, mask: UInt8) -> UInt8:
+    """Pictures where the mask is 255, the original where it is 0 (to the bit), rounded mixtures between.
+
+    Args:
+        pixels: sRGB, (B, H, W, 3).
+        original: The same, or (1, H, W, 3).
+        mask: (B or 1, H, W).
+    """
+    share = mask[..., None].astype(np.uint32)
+    mixture = (share * pixels + (255 - share) * original + 127) // 255
+    return mixture.astype(np.uint8)
+
+
 def encode_image(pixels: UInt8, image_format: ImageFormat, text: str | None) -> bytes:
     """A file of one picture (H, W, 3).
 

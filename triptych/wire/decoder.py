@@ -36,6 +36,9 @@ def write_request(request: DecodeRequest) -> InferRequest:
     inputs: dict[str, Array] = {"latents": request.latents}
     if request.image_texts:
         inputs["image_text"] = encode_texts("image_text", request.image_texts)
+    for name, pixels in (("original", request.original), ("paste_mask", request.paste_mask)):
+        if pixels is not None:
+            inputs[name] = pixels
     return InferRequest(
         inputs=inputs,
         parameters={} if request.image_format is None else {"image_format": str(request.image_format)},
@@ -56,6 +59,8 @@ def read_request(request: InferRequest, identity: DecoderIdentity) -> DecodeRequ
         latents=latents,
         image_format=None if name is None else ImageFormat(name),
         image_texts=_read_texts(request.inputs.get("image_text"), rows=len(latents)),
+        original=request.inputs.get("original"),
+        paste_mask=request.inputs.get("paste_mask"),
     )
 
 
@@ -90,6 +95,8 @@ def _inputs(identity: DecoderIdentity) -> tuple[TensorSpec, ...]:
     return (
         TensorSpec(name="latents", datatype="FP32", shape=(ANY, ANY, ANY, identity.latent_channels)),
         TensorSpec(name="image_text", datatype="BYTES", shape=(ANY,), optional=True),
+        TensorSpec(name="original", datatype="UINT8", shape=(ANY, ANY, ANY, 3), optional=True),
+        TensorSpec(name="paste_mask", datatype="UINT8", shape=(ANY, ANY, ANY), optional=True),
     )
 
 
