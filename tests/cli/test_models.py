@@ -246,7 +246,7 @@ class TestPull:
         ("arguments", "sentence"),
         [
             (["nothing"], "there is no model 'nothing'"),
-            (["o/n"], "o/n cannot be had: there is no o/n on the Hub"),
+            (["o/n"], "o/n cannot be had: it is no path here; there is no o/n on the Hub"),
             (["vignette", "--variant", "fp16"], "vignette is not on the Hub: it has no revisions and no variants"),
             (["vignette", "--from", "."], "--from is for what keras-cv downloaded, and vignette comes from"),
         ],

@@ -96,7 +96,7 @@ class ModelEntry:
         revision: Branch, tag or commit on the Hub.
         variant: Of the weights' files, such as `fp16`.
         size: (width, height) in pixels of a picture.
-        tokenizer: Folder of the vocabulary, instead of the checkpoint's own.
+        tokenizer: Folder of the vocabulary, instead of the checkpoint's own; for a single file, OpenAI's list of merges too.
         anonymous: Whether the name is but the path by which somebody asked: what it is called, it says itself.
     """
 

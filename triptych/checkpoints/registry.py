@@ -216,6 +216,8 @@ class NamedModel:
                 return self._from_hub(repo, networks, on_progress)
             except hub.NotOnTheHub as error:
                 refusals.append(error.message)
+        if self.entry.name == self.entry.source.location:  # it may have been meant as a path
+            refusals.insert(0, "it is no path here")
         raise CheckpointError(f"{self.entry.name} cannot be had: {'; '.join(refusals)}")
 
     def _from_hub(self, repo: str, networks: Collection[Network], on_progress: OnProgress) -> Path:
