@@ -121,6 +121,12 @@ class TestAdd:
         assert ended.code == 0
         assert ended.out == f"mine is {tiny} from now on: {tmp_path / 'models.toml'}\n"
 
+    def test_a_path_where_nothing_is_may_be_meant_for_later(self, run: Run, tmp_path: Path) -> None:
+        ended = run("models", "add", "mine", tmp_path / "later")
+        assert ended.code == 0
+        assert ended.err == f"warning: there is no {tmp_path / 'later'} yet\n"
+        assert rows(run("models", "list").out)["mine"][-1] == "-"
+
     def test_a_taken_name_wants_replace(self, run: Run, tmp_path: Path) -> None:
         assert run("models", "add", "mine", "owner/name").code == 0
         ended = run("models", "add", "mine", "owner/other")

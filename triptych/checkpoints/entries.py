@@ -78,6 +78,11 @@ class Source:
         assert self.kind in (SourceKind.FOLDER, SourceKind.FILE), "only these two are places on this machine"
         return Path(self.location)
 
+    @property
+    def is_gone(self) -> bool:
+        """Whether it is a place on this machine where nothing is."""
+        return self.kind in (SourceKind.FOLDER, SourceKind.FILE) and not self.path.exists()
+
     def __str__(self) -> str:
         match self.kind:
             case SourceKind.HUB_FILE:

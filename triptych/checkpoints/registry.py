@@ -159,7 +159,7 @@ class NamedModel:
                         f"`triptych pull {entry.name}` has keras-cv download it, and writes it to {self.keras_cv_folder}"
                     )
                 return self.keras_cv_folder
-        if not entry.source.path.exists():
+        if entry.source.is_gone:
             raise CheckpointError(f"there is no {entry.source.path}, where {entry.name} is said to be")
         return entry.source.path
 

@@ -234,7 +234,7 @@ def add_model(
     prediction_type: Annotated[
         str | None, typer.Option(help="epsilon, v_prediction or sample, where its files do not say.")
     ] = None,
-    tokenizer: Annotated[str | None, typer.Option(help="Folder of its vocabulary, where it has none.")] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="Folder of its vocabulary; single files have none.")] = None,
     replace: Annotated[bool, typer.Option("--replace", help="Write an entry anew that is there already.")] = False,
 ) -> None:
     """Give a model a name of your own, in your models.toml."""

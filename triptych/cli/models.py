@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from triptych.cli.console import say, show_rows
+from triptych.cli.console import say, show_rows, warn
 from triptych.errors import TriptychError
 
 LOOPBACK = "127.0.0.1"
@@ -105,6 +105,8 @@ def add_model(name: str, source: str, *, replace: bool, **facts: Any) -> None:
     placed = str(path.resolve()) if path.exists() else source
     entry = write_entry(file, name, {"source": placed, **facts}, replace=replace)
     say(f"{entry.name} is {entry.source} from now on: {file}")
+    if entry.source.is_gone:
+        warn(f"there is no {entry.source} yet")
 
 
 def _read_size(text: str) -> list[int]:
