@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import subprocess
+import sys
 from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
@@ -130,6 +131,15 @@ def test_a_full_disk_is_refused_before_anything_is_downloaded(tmp_path: Path, mo
     cache.mkdir()
     (cache / "kcv_diffusion_model.h5").touch()
     keras_cv._refuse_full_disk(preset, shapes, tmp_path / "model", cache=cache)
+
+
+def test_downloads_stay_where_keras_keeps_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    (tmp_path / "datasets").mkdir()
+    (tmp_path / "datasets" / "kcv_encoder.h5").touch()
+    script = "import keras; print(keras.utils.get_file(origin='http://127.0.0.1:1/kcv_encoder.h5'))"  # nobody listens there
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert Path(found.splitlines()[-1]).parent == keras_cv._keras_cache()
 
 
 # What is written of networks

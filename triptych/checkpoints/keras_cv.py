@@ -278,7 +278,7 @@ def write_folder(name: str, folder: Path, *, parts: Collection[str] = PARTS, sou
 
     shapes = {part: _shapes(preset, part) for part in parts}
     folder.mkdir(parents=True, exist_ok=True)
-    _refuse_full_disk(preset, shapes, folder, cache=None if source else Path(keras.config.keras_home()) / "datasets")
+    _refuse_full_disk(preset, shapes, folder, cache=None if source else _keras_cache())
     with _files_from(source):
         theirs = getattr(keras_cv.models, preset.pipeline)(jit_compile=False)
         for part in parts:
@@ -304,6 +304,11 @@ def _require_keras_cv(name: str) -> None:
         ) from error
     if not version.startswith("0.9."):
         raise CheckpointError(f"{name} needs keras-cv 0.9, and {version} is installed: pip install 'triptych[keras-cv]'")
+
+
+def _keras_cache() -> Path:
+    """Where `get_file` leaves what it has downloaded."""
+    return Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser() / "datasets"
 
 
 def _networks(part: str) -> list[Network]:
