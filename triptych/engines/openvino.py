@@ -41,7 +41,7 @@ _CAPABILITIES = {Precision.FLOAT32: "FP32", Precision.BFLOAT16: "BF16", Precisio
 
 # Compiling takes several times the memory of the weights. Networks whose weights take more bytes than this are compiled one batch
 # size after the other, and what they are compiled to is not kept: it would be gigabytes for each.
-_LARGE = 2**29
+_LARGE = 2**28
 
 
 class OpenVINOEngine:
