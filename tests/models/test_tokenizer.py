@@ -150,6 +150,15 @@ def test_a_pad_is_one_token_wherever_it_stands(folder: Path):
     assert Tokenizer.from_folder(folder).tokens("a!b") == [vocabulary[token] for token in ("a</w>", "!", "b</w>")]
 
 
+def test_what_is_declared_of_a_mark_stands(folder: Path):
+    vocabulary, _ = tiny_tokenizer()
+    shouted = f"a {END.upper()}"
+    assert Tokenizer.from_folder(folder).tokens(shouted) != [vocabulary["a</w>"], vocabulary[END]]
+    declared = {str(vocabulary[END]): {"content": END, "normalized": True, "special": True}}
+    tell(folder, "tokenizer_config.json", eos_token=END, added_tokens_decoder=declared)
+    assert Tokenizer.from_folder(folder).tokens(shouted) == [vocabulary["a</w>"], vocabulary[END]]
+
+
 def test_tokens_that_were_added_follow_the_vocabulary(folder: Path):
     vocabulary, _ = tiny_tokenizer()
     tell(folder, "added_tokens.json", **{"<star-ship>": len(vocabulary), "xyz": len(vocabulary) + 1})

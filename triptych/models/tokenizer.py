@@ -3,6 +3,10 @@
 There are two flavours, which agree on plain English and on little else. transformers' composes letters and accents (NFC), takes
 HTML entities as they stand, and knows a mark wherever it stands in a prompt; keras-cv's is OpenAI's first one, which does none
 of that. A folder is transformers' unless its tokenizer_config.json says `"triptych_flavour": "keras-cv"`.
+
+Which characters are letters and digits is said by the Unicode tables of `tokenizers`, as in transformers. keras-cv asks `regex`,
+whose release 2026.11.15 knows 17,480 more: to it an a, U+0558 and a b are one word, and here three. Beside its release 2025.9.18
+no difference was found.
 """
 
 from __future__ import annotations
