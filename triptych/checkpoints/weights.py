@@ -154,14 +154,7 @@ def fill(model: keras.Model, tensors: Tensors) -> None:
     variables = _variables(model)
     _refuse_other_names(tensors, variables.keys())
     for name, variable in variables.items():
-        array = _in_keras_order(tensors.read(name), variable)
-        if array.shape != tuple(variable.shape):
-            shape = tuple(variable.shape)
-            raise CheckpointError(f"{tensors.origin}: {name} has shape {array.shape} in Keras' order, not {shape}")
-        array = array.astype(np.float32)
-        if not np.isfinite(array).all():
-            raise CheckpointError(f"{tensors.origin}: {name} holds NaN or infinity, so the file is damaged; fetch it again")
-        variable.assign(array)
+        _place(variable, tensors, name)
 
 
 def half_precision_file(models: Iterable[keras.Model]) -> bytes:
@@ -260,6 +253,18 @@ def _refuse_other_keys(index: Path, found: Mapping[Path, set[str]], listed: Mapp
 
 def _variables(model: keras.Model) -> dict[str, Any]:
     return {f"{layer.name}.{_SUFFIX[variable.name]}": variable for layer in model.layers for variable in layer.weights}
+
+
+def _place(variable: Any, tensors: Tensors, name: str) -> None:
+    """Reads one tensor into its variable. On return the array is gone, before the next is read."""
+    array = _in_keras_order(tensors.read(name), variable)
+    if array.shape != tuple(variable.shape):
+        shape = tuple(variable.shape)
+        raise CheckpointError(f"{tensors.origin}: {name} has shape {array.shape} in Keras' order, not {shape}")
+    array = array.astype(np.float32)
+    if not np.isfinite(array).all():
+        raise CheckpointError(f"{tensors.origin}: {name} holds NaN or infinity, so the file is damaged; fetch it again")
+    variable.assign(array)
 
 
 def _in_keras_order(array: NDArray[Any], variable: Any) -> NDArray[Any]:
