@@ -18,6 +18,7 @@ from safetensors.numpy import load_file
 
 from tests.tiny_models import UNET
 from triptych.checkpoints import keras_cv
+from triptych.checkpoints.diffusers_folder import DiffusersFolder
 from triptych.checkpoints.keras_cv import PARTS, PRESETS, pull_keras_cv, write_folder
 from triptych.errors import CheckpointError
 
@@ -38,7 +39,7 @@ class Pretended:
         parts = command[command.index("--parts") + 1 :]
         for entry in (*parts, "scheduler", *(["tokenizer"] if "text_encoder" in parts else [])):
             (staged / entry).mkdir(parents=True)
-            (staged / entry / "written").touch()
+            (staged / entry / ("written.safetensors" if entry in parts else "written")).touch()
         (staged / "triptych.json").write_text("{}")
         return SimpleNamespace(returncode=0 if self.fails is None else 1, stdout=self.fails or "")
 
@@ -87,16 +88,24 @@ def test_a_folder_appears_whole(pretended: Pretended, tmp_path: Path) -> None:
 def test_only_what_is_not_there_is_written(pretended: Pretended, tmp_path: Path) -> None:
     target = tmp_path / "sd"
     pull_keras_cv(NAME, target, parts=["vae"])
-    assert entries(target) == {"vae", "scheduler", "triptych.json"}
-    (target / "vae" / "written").unlink()
+    assert entries(target) == {*PARTS, "scheduler", "triptych.json"}
+    (target / "vae" / "written.safetensors").write_text("before")
     pull_keras_cv(NAME, target, parts=["vae", "text_encoder"])
     assert [command[command.index("--parts") + 1 :] for command in pretended.asked] == [["vae"], ["text_encoder"]]
-    assert entries(target) == {"text_encoder", "tokenizer", "vae", "scheduler", "triptych.json"}
-    assert entries(target / "vae") == set()  # not written again
+    assert entries(target) == {*PARTS, "tokenizer", "scheduler", "triptych.json"}
+    assert entries(target / "text_encoder") == {"config.json", "written.safetensors"}
+    assert (target / "vae" / "written.safetensors").read_text() == "before"  # not written again
     assert entries(tmp_path) == {"sd"}
 
     pull_keras_cv(NAME, target, parts=["text_encoder"])
     assert len(pretended.asked) == 2
+
+
+def test_a_part_alone_has_its_neighbours_configurations(pretended: Pretended, tmp_path: Path) -> None:
+    folder = DiffusersFolder(pull_keras_cv(NAME, tmp_path / "sd", parts=["unet"]))
+    preset = PRESETS[NAME]
+    assert (folder.text_encoder, folder.unet, folder.vae) == (preset.text_encoder, preset.unet, preset.vae)
+    assert entries(folder.path / "vae") == {"config.json"}
 
 
 def test_a_failure_leaves_nothing(pretended: Pretended, tmp_path: Path) -> None:

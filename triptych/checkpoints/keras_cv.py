@@ -257,6 +257,7 @@ def pull_keras_cv(name: str, target: Path, *, parts: Collection[str] = PARTS, so
             reason = finished.stdout.strip() or f"its process ended with status {finished.returncode}"
             raise CheckpointError(f"{name} was not written: {reason}")
         _move(staged, target)
+        _describe(target, _preset(name))
     finally:
         shutil.rmtree(staged, ignore_errors=True)
     return target
@@ -323,7 +324,7 @@ def _entries(part: str) -> tuple[str, ...]:
 
 
 def _holds(folder: Path, part: str) -> bool:
-    return all((folder / entry).is_dir() for entry in _entries(part))
+    return all((folder / entry).is_dir() for entry in _entries(part)) and any((folder / part).glob("*.safetensors"))
 
 
 def _move(staged: Path, target: Path) -> None:
@@ -334,6 +335,15 @@ def _move(staged: Path, target: Path) -> None:
     for entry in staged.iterdir():
         if not (target / entry.name).exists():
             entry.rename(target / entry.name)
+        for weights in entry.glob("*.safetensors"):  # that belong beside a configuration which is there already
+            weights.rename(target / entry.name / weights.name)
+
+
+def _describe(folder: Path, preset: Preset) -> None:
+    """The configurations of the parts that are not there: a stage reads those of its neighbours too."""
+    for part in PARTS:
+        if not (folder / part / "config.json").exists():
+            save_config(folder, part, preset.config(part))
 
 
 def _refuse_full_disk(
