@@ -29,7 +29,10 @@ from triptych.contract import (
     DenoiseState,
     DiffusionIdentity,
     Encoded,
+    EncodedImages,
+    EncodeImagesRequest,
     EncodeRequest,
+    ImageEncoderIdentity,
     ImageFormat,
     Numerics,
     Progress,
@@ -39,6 +42,7 @@ from triptych.contract import (
     UInt8,
     check_decode,
     check_denoise,
+    check_encode_images,
     sha256_of,
 )
 from triptych.errors import Conflict, InvalidValue, StageNotReady
@@ -87,6 +91,8 @@ DECODER = DecoderIdentity(
     downsampling=8,
     sizes=SIZES,
 )
+
+IMAGE_ENCODER = ImageEncoderIdentity(**{**vars(DECODER), "weights_digest": "4" * 64})
 
 Request = TypeVar("Request")
 
@@ -292,6 +298,25 @@ class FakeDecoder(FakeStage[DecodeRequest]):
         colours = (np.tanh(latents[..., :3]) * 127.5 + 127.5).astype(np.uint8)
         side = self.profile.downsampling
         return np.ascontiguousarray(colours.repeat(side, axis=1).repeat(side, axis=2))
+
+
+class FakeImageEncoder(FakeStage[EncodeImagesRequest]):
+    """Latents are the means of squares of pixels, and their brightness."""
+
+    name = "decoder"
+    profile = IMAGE_ENCODER
+
+    async def identity(self) -> ImageEncoderIdentity:
+        self.check_started()
+        return self.profile
+
+    async def encode_images(self, request: EncodeImagesRequest, *, deadline: float | None = None) -> EncodedImages:
+        check_encode_images(request, await self.identity())
+        await self.work(request, deadline)
+        side = self.profile.downsampling
+        rows, height, width, _ = request.images.shape
+        squares = request.images.reshape(rows, height // side, side, width // side, side, 3).mean(axis=(2, 4)) / 127.5 - 1
+        return EncodedImages(latents=np.concatenate([squares, squares.mean(axis=-1, keepdims=True)], axis=-1).astype(np.float32))
 
 
 def encode_image(image: UInt8, image_format: ImageFormat, text: str = "") -> bytes:

@@ -147,6 +147,11 @@ class DecoderIdentity:
     sizes: tuple[tuple[int, int], ...]
 
 
+@dataclass(frozen=True, kw_only=True)
+class ImageEncoderIdentity(DecoderIdentity):
+    """The other half of the autoencoder: it takes what a decoder of the same latent space makes."""
+
+
 # What passes between the stages
 
 
@@ -287,6 +292,26 @@ class Decoded:
     pixels_sha256: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, kw_only=True)
+class EncodeImagesRequest:
+    """Pictures to make latents of.
+
+    Attributes:
+        images: sRGB pixels, uint8 (B, H, W, 3).
+        seeds: One for each picture, uint64 (B,): a sample of the distribution that the encoder sees; None is its mean.
+    """
+
+    images: UInt8
+    seeds: UInt64 | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodedImages:
+    """VAE-scaled latents, float32 (B, H/8, W/8, 4)."""
+
+    latents: Float32
+
+
 IMAGE_TEXT_KEYWORD = "triptych"
 
 
@@ -344,6 +369,21 @@ class Decoder(Protocol):
 
         Raises:
             InvalidValue: The decoder does not take latents of this shape.
+            QueueFull, StageNotReady, StageFailed, StageTimeout: As their names say.
+        """
+
+
+class ImageEncoder(Protocol):
+    """Pictures to latents: served beside the decoder, and needed only where pictures are changed."""
+
+    async def identity(self) -> ImageEncoderIdentity:
+        """Who it is. Raises StageNotReady while it cannot work."""
+
+    async def encode_images(self, request: EncodeImagesRequest, *, deadline: float | None = None) -> EncodedImages:
+        """Latents of the pictures.
+
+        Raises:
+            InvalidValue: The encoder does not take pictures of this size.
             QueueFull, StageNotReady, StageFailed, StageTimeout: As their names say.
         """
 
@@ -476,6 +516,23 @@ def check_decode(request: DecodeRequest, identity: DecoderIdentity) -> None:
     if (request.original is None) != (request.paste_mask is None):
         missing = "original" if request.original is None else "paste_mask"
         raise InvalidValue(f"original and paste_mask go together; {missing} is missing", param=missing)
+
+
+def check_encode_images(request: EncodeImagesRequest, identity: ImageEncoderIdentity) -> None:
+    """Refuses what an image encoder does not take.
+
+    Raises:
+        InvalidValue: The sentence says what is allowed.
+    """
+    shape, dtype = request.images.shape, request.images.dtype
+    if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or not shape[0]:
+        raise InvalidValue(f"images must be uint8 (B, H, W, 3), not {dtype} {shape}", param="images")
+    if (shape[2], shape[1]) not in identity.sizes:
+        allowed = ", ".join(f"{width}x{height}" for width, height in identity.sizes)
+        raise InvalidValue(f"this model takes no pictures of {shape[2]}x{shape[1]}; it takes {allowed}", param="images")
+    seeds = request.seeds
+    if seeds is not None and (seeds.dtype != np.uint64 or seeds.shape != shape[:1]):
+        raise InvalidValue("seeds must be uint64, one for each picture", param="seed")
 
 
 def _check_pixels(name: str, array: UInt8 | None, row: tuple[int, ...], rows: int) -> None:

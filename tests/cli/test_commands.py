@@ -187,7 +187,7 @@ class TestPrepare:
             def close(self) -> None:
                 calls.append("close")
 
-        monkeypatch.setattr("triptych.cli.service._make_stage", Stage)
+        monkeypatch.setattr("triptych.cli.service._make_stages", lambda *given: [Stage(*given)])
         # The token of the service to come is not asked for: nothing listens yet.
         monkeypatch.setenv("TRIPTYCH_HOST", "0.0.0.0")
         ended = run("prepare", "decoder")
@@ -203,7 +203,7 @@ class TestPrepare:
             def start(self) -> None:
                 raise StartError("there is no such model")
 
-        monkeypatch.setattr("triptych.cli.service._make_stage", Stage)
+        monkeypatch.setattr("triptych.cli.service._make_stages", lambda *given: [Stage(*given)])
         ended = run("prepare", "diffusion")
         assert ended.code == 1
         assert ended.err == "error: there is no such model\n"

@@ -10,19 +10,21 @@ import httpx2
 import numpy as np
 import pytest
 
-from tests.fakes import FakeDecoder, FakeDiffusion, FakeTextEncoder
+from tests.fakes import FakeDecoder, FakeDiffusion, FakeImageEncoder, FakeTextEncoder
 from triptych.contract import (
     Decoder,
     DecodeRequest,
     Denoised,
     DenoiseRequest,
     Diffusion,
+    EncodeImagesRequest,
     EncodeRequest,
+    ImageEncoder,
     ImageFormat,
     TextEncoder,
 )
 from triptych.errors import InvalidValue, QueueFull, StageNotReady
-from triptych.remote import RemoteDecoder, RemoteDiffusion, RemoteTextEncoder, make_client
+from triptych.remote import RemoteDecoder, RemoteDiffusion, RemoteImageEncoder, RemoteTextEncoder, make_client
 from triptych.serving.settings import StageSettings
 from triptych.serving.stage_app import stage_app
 
@@ -30,7 +32,7 @@ LATENTS = np.linspace(-1, 1, 2 * 8 * 12 * 4, dtype=np.float32).reshape(2, 8, 12,
 
 
 @asynccontextmanager
-async def client_of(stage: FakeTextEncoder | FakeDiffusion | FakeDecoder) -> AsyncIterator[httpx2.AsyncClient]:
+async def client_of(stage: FakeTextEncoder | FakeDiffusion | FakeDecoder | FakeImageEncoder) -> AsyncIterator[httpx2.AsyncClient]:
     transport = httpx2.ASGITransport(app=stage_app(stage, StageSettings()))
     async with make_client(transport=transport) as client:
         yield client
@@ -46,6 +48,18 @@ async def test_the_text_encoder() -> None:
     assert there.context.tobytes() == here.context.tobytes()
     assert there.warnings == here.warnings == ("the prompt was cut from 99 to 77 tokens",)
     assert local.asked == [request, request]
+
+
+@pytest.mark.parametrize("seeds", [None, np.array([1, 2], np.uint64)])
+async def test_the_image_encoder(seeds: np.ndarray | None) -> None:
+    local = FakeImageEncoder()
+    images = np.random.default_rng(0).integers(0, 256, (2, 64, 96, 3), np.uint8)
+    request = EncodeImagesRequest(images=images, seeds=seeds)
+    async with client_of(local) as client:
+        remote: ImageEncoder = RemoteImageEncoder("http://stage", client=client)
+        assert await remote.identity() == await local.identity()
+        there, here = await remote.encode_images(request), await local.encode_images(request)
+    assert there.latents.tobytes() == here.latents.tobytes()
 
 
 async def last(stage: Diffusion, request: DenoiseRequest) -> np.ndarray:

@@ -29,6 +29,16 @@ async def test_a_service_is_live_before_it_is_ready(stage: str) -> None:
         assert (await client.get("/v2/models/other")).status_code == 404
 
 
+async def test_the_image_encoder_is_served_beside_the_decoder() -> None:
+    transport = httpx2.ASGITransport(app=create_app("decoder"))
+    async with httpx2.AsyncClient(transport=transport, base_url="http://service") as client:
+        index = (await client.post("/v2/repository/index")).json()
+        assert [(entry["name"], entry["state"]) for entry in index] == [
+            ("decoder", "UNAVAILABLE"),
+            ("image_encoder", "UNAVAILABLE"),
+        ]
+
+
 @pytest.mark.parametrize("stage", STAGES)
 async def test_a_service_obeys_its_environment(stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRIPTYCH_TOKEN", "s3cret")

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.fakes import DECODER, DIFFUSION, TEXT_ENCODER
+from tests.fakes import DECODER, DIFFUSION, IMAGE_ENCODER, TEXT_ENCODER
 from triptych.errors import CallerError, StageError
-from triptych.wire import decoder, diffusion, text_encoder
+from triptych.wire import decoder, diffusion, image_encoder, text_encoder
 from triptych.wire.headers import REQUEST_ID_HEADER, TIMEOUT_HEADER
 from triptych.wire.metadata import ModelMetadata
 from triptych.wire.open_inference import HEADER_LENGTH, decode_request
@@ -20,6 +20,7 @@ MODELS = [
     text_encoder.to_metadata(TEXT_ENCODER),
     diffusion.to_metadata(replace(DIFFUSION, takes_masked_image=True)),
     decoder.to_metadata(DECODER),
+    image_encoder.to_metadata(IMAGE_ENCODER),
 ]
 
 

@@ -17,12 +17,14 @@ import platformdirs
 from triptych.checkpoints.checkpoint import Checkpoint, ModelFacts, Network
 from triptych.checkpoints.diffusers_folder import DiffusersFolder
 from triptych.checkpoints.entries import (
+    PACKAGE_FILE,
     REVISION,
     ModelEntry,
     SourceKind,
     hub_source,
     local_source,
     read_entries,
+    read_file,
 )
 from triptych.checkpoints.single_file import SingleFile, SingleFileOptions
 from triptych.checkpoints.weights import Tensors
@@ -87,6 +89,10 @@ class Registry:
     def model(self, entry: ModelEntry) -> NamedModel:
         return NamedModel(entry, self)
 
+    def lender_of_vocabularies(self) -> NamedModel:
+        """The package's own entry: under that name the user may have a single file, which has none itself."""
+        return self.model(read_file(PACKAGE_FILE)[VOCABULARY_OF])
+
     def entry(self, name: str) -> ModelEntry:
         """What is known of a model, wherever it is.
 
@@ -133,6 +139,7 @@ class NamedModel:
         self._on_progress: OnProgress = _LoggedProgress(entry)
         self._fetched: dict[frozenset[Network], Path] = {}
         self._opened: dict[Path, Checkpoint] = {}
+        self._lent: SingleFile | None = None
 
     @property
     def keras_cv_folder(self) -> Path:
@@ -186,7 +193,7 @@ class NamedModel:
 
     def _vocabulary_is_here(self) -> bool:
         is_file = self.entry.source.kind in (SourceKind.FILE, SourceKind.HUB_FILE)
-        return not is_file or self.entry.tokenizer is not None or self._registry.find(VOCABULARY_OF).is_here(())
+        return not is_file or self.entry.tokenizer is not None or self._registry.lender_of_vocabularies().is_here(())
 
     def _cached(self, networks: Collection[Network]) -> Path | None:
         """Where the Hub's cache has it, from whichever of its places it came."""
@@ -296,7 +303,7 @@ class NamedModel:
     def _shared_vocabulary(self) -> Path:
         """All models of Stable Diffusion 1.x and 2.x have one, and single files leave it out."""
         try:
-            return self._registry.find(VOCABULARY_OF).tokenizer
+            return self._registry.lender_of_vocabularies().tokenizer
         except CheckpointError as error:
             raise CheckpointError(
                 f"{self.entry.name} is a single file, which has no vocabulary of its own (`triptych models add` takes "

@@ -45,9 +45,9 @@ def prepare_stage(stage: str) -> None:
 
     settings = read_settings(StageSettings, host=LOOPBACK)
     configure_logging(log_format=settings.log_format, log_level=settings.log_level)
-    prepared = _make_stage(stage, settings)
-    prepared.start()
-    prepared.close()
+    for prepared in _make_stages(stage, settings):
+        prepared.start()
+        prepared.close()
     say(f"{stage} is prepared in {settings.cache_folder}")
 
 
@@ -66,7 +66,8 @@ def make_app(service: str, settings: Any) -> FastAPI:
         return _make_all_in_one(settings)
     from triptych.serving.stage_app import stage_app
 
-    return stage_app(_make_stage(service, settings), settings)
+    first, *beside = _make_stages(service, settings)
+    return stage_app(first, settings, *beside)
 
 
 def _make_all_in_one(settings: Any) -> FastAPI:
@@ -75,18 +76,20 @@ def _make_all_in_one(settings: Any) -> FastAPI:
 
     # Only the gateway listens: the stages' own door is never opened, and needs no token.
     stages = read_settings(StageSettings, host=LOOPBACK)
-    return local_gateway(settings, *(_make_stage(stage, stages) for stage in ("text_encoder", "diffusion", "decoder")))
+    return local_gateway(settings, *(_make_stages(stage, stages)[0] for stage in ("text_encoder", "diffusion", "decoder")))
 
 
-def _make_stage(service: str, settings: Any) -> Any:
+def _make_stages(service: str, settings: Any) -> list[Any]:
+    """What a stage's service serves, what it is named by first."""
     if service == "text_encoder":
         from triptych.stages.text_encoder import TextEncoderStage
 
-        return TextEncoderStage(settings)
+        return [TextEncoderStage(settings)]
     if service == "diffusion":
         from triptych.stages.diffusion import DiffusionStage
 
-        return DiffusionStage(settings)
+        return [DiffusionStage(settings)]
     from triptych.stages.decoder import DecoderStage
+    from triptych.stages.image_encoder import ImageEncoderStage
 
-    return DecoderStage(settings)
+    return [DecoderStage(settings), ImageEncoderStage(settings)]

@@ -19,13 +19,16 @@ from triptych.contract import (
     DenoiseRequest,
     DiffusionIdentity,
     Encoded,
+    EncodedImages,
+    EncodeImagesRequest,
     EncodeRequest,
+    ImageEncoderIdentity,
     StageName,
     TextEncoderIdentity,
 )
 from triptych.errors import StageError
 from triptych.remote.connection import StageConnection
-from triptych.wire import decoder, diffusion, text_encoder
+from triptych.wire import decoder, diffusion, image_encoder, text_encoder
 from triptych.wire.metadata import ModelMetadata
 
 
@@ -113,3 +116,20 @@ class RemoteDecoder:
         response = await self._stage.infer(decoder.MODEL, decoder.write_request(request), deadline=deadline)
         with self._stage.blame():
             return decoder.read_response(response, request)
+
+
+class RemoteImageEncoder:
+    """Keeps the Protocol `ImageEncoder`; the errors are those of `connection.py`, and name the decoder, whose service it is."""
+
+    def __init__(self, url: str, *, token: str | None = None, client: httpx2.AsyncClient) -> None:
+        self._stage = StageConnection(StageName.DECODER, url, token=token, client=client)
+
+    async def identity(self) -> ImageEncoderIdentity:
+        metadata = await self._stage.metadata(image_encoder.MODEL)
+        with self._stage.blame():
+            return image_encoder.from_metadata(metadata)
+
+    async def encode_images(self, request: EncodeImagesRequest, *, deadline: float | None = None) -> EncodedImages:
+        response = await self._stage.infer(image_encoder.MODEL, image_encoder.write_request(request), deadline=deadline)
+        with self._stage.blame():
+            return image_encoder.read_response(response, request)

@@ -7,9 +7,9 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
-from triptych.contract import Decoder, Denoised, DenoiseEvent, DenoiseRequest, Diffusion, StageName, TextEncoder
+from triptych.contract import Decoder, Denoised, DenoiseEvent, DenoiseRequest, Diffusion, ImageEncoder, StageName, TextEncoder
 from triptych.errors import InvalidValue, StageFailed
-from triptych.wire import decoder, diffusion, text_encoder
+from triptych.wire import decoder, diffusion, image_encoder, text_encoder
 from triptych.wire.frames import MEDIA_TYPE, Frame
 from triptych.wire.metadata import ModelMetadata
 from triptych.wire.open_inference import InferRequest, InferResponse
@@ -116,14 +116,33 @@ class DecoderModel:
         return decoder.write_response(await self.stage.decode(decode, deadline=deadline))
 
 
+@dataclass(frozen=True)
+class ImageEncoderModel:
+    """`image_encoder`."""
+
+    stage: ImageEncoder
+    name: ClassVar[str] = image_encoder.MODEL
+    stage_name: ClassVar[StageName] = StageName.DECODER
+
+    async def metadata(self) -> ModelMetadata:
+        return image_encoder.to_metadata(await self.stage.identity())
+
+    async def infer(self, request: InferRequest, *, deadline: float) -> InferResponse:
+        await self.stage.identity()
+        return image_encoder.write_response(
+            await self.stage.encode_images(image_encoder.read_request(request), deadline=deadline)
+        )
+
+
 _BY_VERB: Mapping[str, Callable[[Any], ServedModel]] = {
     "encode": TextEncoderModel,
     "denoise": DiffusionModel,
     "decode": DecoderModel,
+    "encode_images": ImageEncoderModel,
 }
 
 
-def served_model(stage: TextEncoder | Diffusion | Decoder) -> ServedModel:
+def served_model(stage: TextEncoder | Diffusion | Decoder | ImageEncoder) -> ServedModel:
     """The model that a stage is on the wire. A stage is known by its verb."""
     (model,) = (make(stage) for verb, make in _BY_VERB.items() if hasattr(stage, verb))
     return model

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from fastapi import FastAPI
 
-from triptych.contract import Decoder, Diffusion, TextEncoder
+from triptych.contract import Decoder, Diffusion, ImageEncoder, TextEncoder
 from triptych.serving.auth import make_guard
 from triptych.serving.base_app import make_app
 from triptych.serving.error_responses import open_inference_error
@@ -28,16 +28,30 @@ class LocalDecoder(Decoder, Startable, Protocol):
     """A decoder that loads its network here."""
 
 
-def stage_app(stage: LocalTextEncoder | LocalDiffusion | LocalDecoder, settings: StageSettings) -> FastAPI:
-    """The service of one stage: the Open Inference Protocol, health and metrics. The stage starts and ends with the app."""
-    model = served_model(stage)
+class LocalImageEncoder(ImageEncoder, Startable, Protocol):
+    """An image encoder that loads its network here."""
+
+
+LocalStage = LocalTextEncoder | LocalDiffusion | LocalDecoder | LocalImageEncoder
+
+
+def stage_app(stage: LocalStage, settings: StageSettings, *beside: LocalStage) -> FastAPI:
+    """The service of a stage: the Open Inference Protocol, health and metrics. Its stages start and end with the app.
+
+    Args:
+        stage: What the service is named by.
+        settings: Of the service.
+        beside: What it serves besides.
+    """
+    stages = (stage, *beside)
+    models = {model.name: model for model in map(served_model, stages)}
     app = make_app(
-        title=f"Triptych {model.name}",
+        title=f"Triptych {next(iter(models))}",
         settings=settings,
         error_body=open_inference_error,
-        lifespan=lambda app: run_stages(stage),
+        lifespan=lambda app: run_stages(*stages),
         # The protocol's own metadata describes these routes better than a schema of bytes could.
         openapi_url=None,
     )
-    app.include_router(inference_router({model.name: model}, settings=settings, guard=make_guard(settings)))
+    app.include_router(inference_router(models, settings=settings, guard=make_guard(settings)))
     return app

@@ -11,7 +11,7 @@ from typing import ClassVar, Generic, TypeVar
 
 from triptych.checkpoints.checkpoint import Network, load_network
 from triptych.checkpoints.registry import find_model
-from triptych.contract import DecoderIdentity, DiffusionIdentity, Numerics, StageName, TextEncoderIdentity
+from triptych.contract import DecoderIdentity, DiffusionIdentity, ImageEncoderIdentity, Numerics, StageName, TextEncoderIdentity
 from triptych.engines import CompiledNetwork, Exactness, NetworkSource, RowSpec, get_engine
 from triptych.engines.cache import code_digest
 from triptych.engines.exactness import exactness_of
@@ -22,7 +22,7 @@ from triptych.stages.options import StageOptions
 
 _log = logging.getLogger(__name__)
 
-Identity = TypeVar("Identity", TextEncoderIdentity, DiffusionIdentity, DecoderIdentity)
+Identity = TypeVar("Identity", TextEncoderIdentity, DiffusionIdentity, DecoderIdentity, ImageEncoderIdentity)
 
 
 class LocalStage(ABC, Generic[Identity]):
@@ -33,6 +33,8 @@ class LocalStage(ABC, Generic[Identity]):
     """
 
     name: ClassVar[StageName]
+    title: ClassVar[str | None] = None
+    """What it is called in logs, where that is not its name."""
 
     def __init__(self, options: StageOptions) -> None:
         self.options = options
@@ -59,7 +61,7 @@ class LocalStage(ABC, Generic[Identity]):
         self.started_from_cache = networks.all_from_cache
         _log.info(
             "%s of %s: ready after %.1f s, %s, %s on %s",
-            self.name,
+            self.title or self.name,
             self._identity.model,
             time.monotonic() - started,
             "from compiled networks" if networks.all_from_cache else "networks compiled",

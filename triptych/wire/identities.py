@@ -9,11 +9,11 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, get_type_hints
 
-from triptych.contract import DecoderIdentity, DiffusionIdentity, Numerics, Task, TextEncoderIdentity
+from triptych.contract import DecoderIdentity, DiffusionIdentity, ImageEncoderIdentity, Numerics, Task, TextEncoderIdentity
 from triptych.errors import MalformedRequest
 from triptych.wire.open_inference import Scalar
 
-Identity = TypeVar("Identity", TextEncoderIdentity, DiffusionIdentity, DecoderIdentity)
+Identity = TypeVar("Identity", TextEncoderIdentity, DiffusionIdentity, DecoderIdentity, ImageEncoderIdentity)
 
 _NUMERICS = "numerics_"
 

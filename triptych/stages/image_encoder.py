@@ -1,0 +1,88 @@
+"""The image encoder: pictures to latents. A part of the decoder's service."""
+
+from __future__ import annotations
+
+import asyncio
+
+import numpy as np
+
+from triptych.checkpoints.checkpoint import Network
+from triptych.contract import (
+    EncodedImages,
+    EncodeImagesRequest,
+    Float32,
+    ImageEncoderIdentity,
+    StageName,
+    UInt8,
+    UInt64,
+    check_encode_images,
+)
+from triptych.engines import CompiledNetwork, RowSpec
+from triptych.errors import StageFailed
+from triptych.sampling.noise import Purpose, normal
+from triptych.stages.call_batcher import Arrays, CallBatcher
+from triptych.stages.local_stage import LocalStage, NetworkLoader
+from triptych.stages.options import StageOptions
+from triptych.stages.worker import Worker
+
+
+class ImageEncoderStage(LocalStage[ImageEncoderIdentity]):
+    """See `contract.ImageEncoder`."""
+
+    name = StageName.DECODER
+    title = "image_encoder"
+
+    def __init__(self, options: StageOptions) -> None:
+        super().__init__(options)
+        self._worker = Worker(stage=self.name, queue_size=options.queue_size)
+
+    def load(self, networks: NetworkLoader) -> ImageEncoderIdentity:
+        facts, config = networks.files.facts, networks.files.vae
+        sizes = networks.sizes(config.downsampling)
+        self._networks = {
+            (height, width): self._batched(networks.load(Network.VAE_ENCODER, {"images": RowSpec(shape=(height, width, 3))}))
+            for width, height in sizes
+        }
+        return ImageEncoderIdentity(
+            model=facts.model,
+            weights_digest=networks.weights_digest(Network.VAE_ENCODER),
+            numerics=networks.numerics,
+            exact=self.options.exact,
+            exact_batch_sizes=networks.exact_batch_sizes,
+            largest_difference=networks.largest_difference,
+            latent_space=facts.latent_space,
+            latent_channels=config.latent_channels,
+            scaling_factor=config.scaling_factor,
+            downsampling=config.downsampling,
+            sizes=sizes,
+        )
+
+    def _batched(self, network: CompiledNetwork) -> CallBatcher:
+        return CallBatcher(network, self._worker, capacity=network.usable_batch_sizes[-1])
+
+    def finish(self) -> None:
+        self._worker.close()
+
+    async def encode_images(self, request: EncodeImagesRequest, *, deadline: float | None = None) -> EncodedImages:
+        identity = await self.identity()
+        check_encode_images(request, identity)
+        network = self._networks[request.images.shape[1:3]]
+        outputs = await network({"images": await asyncio.to_thread(_from_pixels, request.images)}, deadline=deadline)
+        return EncodedImages(latents=await asyncio.to_thread(_latents, outputs, request.seeds, identity.scaling_factor))
+
+
+def _from_pixels(pixels: UInt8) -> Float32:
+    """sRGB 0..255 as the network sees it, in [-1, 1]."""
+    return pixels.astype(np.float32) / np.float32(127.5) - 1
+
+
+def _latents(outputs: Arrays, seeds: UInt64 | None, scaling_factor: float) -> Float32:
+    """Mean of the distribution, or a sample of it for each seed; VAE-scaled."""
+    latents: Float32 = outputs["mean"]
+    if seeds is not None:
+        noise = np.stack([normal(int(seed), Purpose.POSTERIOR, 0, latents.shape[1:]) for seed in seeds])
+        deviation: Float32 = np.exp(np.float32(0.5) * outputs["logvar"])
+        latents = latents + deviation * noise
+    if not np.isfinite(latents).all():
+        raise StageFailed("the image encoder computed NaN or infinity", stage=StageName.DECODER)
+    return np.float32(scaling_factor) * latents
