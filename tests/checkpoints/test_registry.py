@@ -325,6 +325,14 @@ class TestSingleFiles:
         fake_hub.cached.clear()
         assert names.find("dream").is_here((Network.TEXT_ENCODER,))
 
+    def test_the_lender_may_not_be_the_borrower(
+        self, names: Names, tmp_path: Path, opened: list[Any], fake_hub: FakeHub, tiny: Path
+    ) -> None:
+        (tmp_path / "v1-5.safetensors").touch()
+        names.add("sd-v1-5", tmp_path / "v1-5.safetensors")
+        fake_hub.folders["runwayml/stable-diffusion-v1-5"] = tiny
+        assert names.find("sd-v1-5").tokenizer == tiny / "tokenizer"
+
     def test_or_its_entrys_own(self, names: Names, tmp_path: Path, opened: list[Any], fake_hub: FakeHub) -> None:
         path = tmp_path / "dream.safetensors"
         path.touch()
