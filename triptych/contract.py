@@ -299,10 +299,12 @@ class EncodeImagesRequest:
     Attributes:
         images: sRGB pixels, uint8 (B, H, W, 3).
         seeds: One for each picture, uint64 (B,): a sample of the distribution that the encoder sees; None is its mean.
+        mask: Where not to look, uint8 (B or 1, H, W): from 128 on the encoder sees mid-grey, as inpainting networks were taught.
     """
 
     images: UInt8
     seeds: UInt64 | None = None
+    mask: UInt8 | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -533,6 +535,7 @@ def check_encode_images(request: EncodeImagesRequest, identity: ImageEncoderIden
     seeds = request.seeds
     if seeds is not None and (seeds.dtype != np.uint64 or seeds.shape != shape[:1]):
         raise InvalidValue("seeds must be uint64, one for each picture", param="seed")
+    _check_pixels("mask", request.mask, shape[1:3], shape[0])
 
 
 def _check_pixels(name: str, array: UInt8 | None, row: tuple[int, ...], rows: int) -> None:

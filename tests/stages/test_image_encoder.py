@@ -27,8 +27,8 @@ def stage(options) -> Iterator[ImageEncoderStage]:
     stage.close()
 
 
-async def encode(stage, images=IMAGES, seeds=None, **arguments):
-    return (await stage.encode_images(EncodeImagesRequest(images=images, seeds=seeds), **arguments)).latents
+async def encode(stage, images=IMAGES, seeds=None, mask=None, **arguments):
+    return (await stage.encode_images(EncodeImagesRequest(images=images, seeds=seeds, mask=mask), **arguments)).latents
 
 
 async def test_it_says_who_it_is(stage):
@@ -55,6 +55,16 @@ async def test_a_seed_is_a_sample_of_what_is_seen(stage):
     assert (np.sign(samples[:2] - mean[:2]) == np.sign(noise)).mean() > 0.99
 
 
+async def test_what_the_mask_covers_is_not_seen(stage):
+    mask = np.zeros((1, 32, 64), np.uint8)
+    mask[:, :, 40:] = 128
+    other = IMAGES.copy()
+    other[:, :, 40:] = 255 - other[:, :, 40:]
+    np.testing.assert_array_equal(await encode(stage, mask=mask), await encode(stage, other, mask=mask))
+    assert np.abs(await encode(stage) - await encode(stage, other)).max() > 0.01
+    np.testing.assert_array_equal(await encode(stage, mask=0 * mask), await encode(stage))
+
+
 async def test_a_picture_is_the_same_whatever_its_company(stage):
     together = await encode(stage)
     for row in range(3):
@@ -77,6 +87,11 @@ async def test_a_picture_is_the_same_whatever_its_company(stage):
 async def test_what_does_not_fit_is_refused(stage, images, seeds, sentence):
     with pytest.raises(InvalidValue, match=sentence):
         await encode(stage, images, seeds)
+
+
+async def test_a_mask_of_another_size_is_refused(stage):
+    with pytest.raises(InvalidValue, match=r"mask must be uint8 \(3 or 1, 32, 64\)"):
+        await encode(stage, mask=np.zeros((1, 32, 32), np.uint8))
 
 
 async def test_past_the_deadline_there_are_no_latents(stage):

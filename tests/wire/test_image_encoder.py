@@ -15,8 +15,9 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (2, 64, 96, 3), np.uint8)
 
 
 @pytest.mark.parametrize("seeds", [None, np.array([1, 2**64 - 1], np.uint64)])
-def test_pictures_arrive_at_the_image_encoder(seeds: np.ndarray | None) -> None:
-    request = EncodeImagesRequest(images=IMAGES, seeds=seeds)
+@pytest.mark.parametrize("mask", [None, IMAGES[:1, ..., 0].copy()])
+def test_pictures_arrive_at_the_image_encoder(seeds: np.ndarray | None, mask: np.ndarray | None) -> None:
+    request = EncodeImagesRequest(images=IMAGES, seeds=seeds, mask=mask)
     assert_same(image_encoder.read_request(over_the_wire(image_encoder.write_request(request))), request)
 
 
@@ -36,7 +37,7 @@ def test_it_says_who_it_is() -> None:
         ({"images": IMAGES[..., :1]}, {}, r"images must have the shape \[-1, -1, -1, 3\]"),
         ({"images": IMAGES.astype(np.float32)}, {}, "images must be UINT8, not FP32"),
         ({}, {}, "the input images is missing"),
-        ({"images": IMAGES, "mask": IMAGES}, {}, "there is no input 'mask'; the inputs are images, seed"),
+        ({"images": IMAGES, "latents": IMAGES}, {}, "there is no input 'latents'; the inputs are images, seed, mask"),
         ({"images": IMAGES}, {"strength": 0.5}, "strength"),
     ],
 )

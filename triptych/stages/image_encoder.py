@@ -67,13 +67,14 @@ class ImageEncoderStage(LocalStage[ImageEncoderIdentity]):
         identity = await self.identity()
         check_encode_images(request, identity)
         network = self._networks[request.images.shape[1:3]]
-        outputs = await network({"images": await asyncio.to_thread(_from_pixels, request.images)}, deadline=deadline)
+        outputs = await network({"images": await asyncio.to_thread(_from_pixels, request.images, request.mask)}, deadline=deadline)
         return EncodedImages(latents=await asyncio.to_thread(_latents, outputs, request.seeds, identity.scaling_factor))
 
 
-def _from_pixels(pixels: UInt8) -> Float32:
-    """sRGB 0..255 as the network sees it, in [-1, 1]."""
-    return pixels.astype(np.float32) / np.float32(127.5) - 1
+def _from_pixels(pixels: UInt8, mask: UInt8 | None) -> Float32:
+    """sRGB 0..255 as the network sees it, in [-1, 1], and 0 under the mask."""
+    images: Float32 = pixels.astype(np.float32) / np.float32(127.5) - 1
+    return images if mask is None else np.where(mask[..., None] >= 128, np.float32(0), images)
 
 
 def _latents(outputs: Arrays, seeds: UInt64 | None, scaling_factor: float) -> Float32:

@@ -14,6 +14,7 @@ MODEL = "image_encoder"
 _INPUTS = (
     TensorSpec(name="images", datatype="UINT8", shape=(ANY, ANY, ANY, 3)),
     TensorSpec(name="seed", datatype="UINT64", shape=(ANY,), optional=True),
+    TensorSpec(name="mask", datatype="UINT8", shape=(ANY, ANY, ANY), optional=True),
 )
 
 
@@ -34,6 +35,8 @@ def write_request(request: EncodeImagesRequest) -> InferRequest:
     inputs: dict[str, Array] = {"images": request.images}
     if request.seeds is not None:
         inputs["seed"] = request.seeds
+    if request.mask is not None:
+        inputs["mask"] = request.mask
     return InferRequest(inputs=inputs, outputs=(RequestedOutput(name="latents"),))
 
 
@@ -41,7 +44,7 @@ def read_request(request: InferRequest) -> EncodeImagesRequest:
     """Raises InvalidValue where the request does not fit the model."""
     check_inputs(request.inputs, _INPUTS)
     Parameters(request.parameters).finish()
-    return EncodeImagesRequest(images=request.inputs["images"], seeds=request.inputs.get("seed"))
+    return EncodeImagesRequest(images=request.inputs["images"], seeds=request.inputs.get("seed"), mask=request.inputs.get("mask"))
 
 
 def write_response(encoded: EncodedImages) -> InferResponse:
