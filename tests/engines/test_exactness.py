@@ -13,8 +13,8 @@ SIZES = (1, 2, 4, 8, 16)
 ROWS = {"x": RowSpec(shape=(3,))}
 
 
-def network_of(kernel, path=None) -> CompiledNetwork:
-    return CompiledNetwork(lambda inputs: {"y": kernel(inputs["x"])}, ROWS, SIZES, from_cache=False, exactness_file=path)
+def network_of(kernel, path=None, sizes=SIZES) -> CompiledNetwork:
+    return CompiledNetwork(lambda inputs: {"y": kernel(inputs["x"])}, ROWS, sizes, from_cache=False, exactness_file=path)
 
 
 def refuse_to_run(x):
@@ -41,6 +41,10 @@ def every_size_by_itself(x):
     return x + np.float32(len(x))
 
 
+def at_random(x):
+    return np.random.default_rng().standard_normal(x.shape)
+
+
 @pytest.mark.parametrize(
     ("kernel", "exact", "difference"),
     [
@@ -50,7 +54,7 @@ def every_size_by_itself(x):
         (by_mates, (1, 2, 4, 16), 2e-6),
         # What any request pays for rows that nobody asked for decides: neither 1 nor 16.
         (every_size_by_itself, (4,), 12),
-        (lambda x: np.random.default_rng().standard_normal(x.shape), (), 5),
+        (at_random, (), 5),
     ],
 )
 def test_sizes_are_exact_where_neither_place_nor_mates_nor_size_matter(kernel, exact, difference):
@@ -59,6 +63,23 @@ def test_sizes_are_exact_where_neither_place_nor_mates_nor_size_matter(kernel, e
     assert exactness.batch_sizes == exact
     assert difference / 3 <= exactness.largest_difference <= difference * 3
     assert sorted(exactness.seconds) == list(SIZES)
+
+
+@pytest.mark.parametrize(
+    ("size", "kernel", "exact"),
+    [
+        (1, same, (1,)),
+        (1, at_random, ()),
+        (2, same, (2,)),
+        (2, lambda x: x + np.float32(1e-6) * np.arange(2, dtype=np.float32)[:, None], ()),
+        (2, lambda x: x + np.float32(1e-6) * x.mean(axis=0), ()),
+    ],
+)
+def test_the_one_size_of_a_large_network_is_tried_in_two_calls(size, kernel, exact):
+    calls = []
+    network = network_of(lambda x: calls.append(len(x)) or kernel(x), sizes=(size,))
+    assert find_exactness(network, example_rows(ROWS, 6)).batch_sizes == exact
+    assert calls == [size, size]
 
 
 def test_it_is_found_out_once(tmp_path, caplog):
