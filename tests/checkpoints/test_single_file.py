@@ -386,6 +386,11 @@ def test_an_inpainting_model_of_the_second_family_predicts_the_noise(tensors_2: 
     assert (file.unet.in_channels, file.scheduler["prediction_type"]) == (9, "epsilon")
 
 
+def test_one_of_the_first_family_may_predict_v_too(tensors_1: Tensors, tmp_path: Path):
+    file = single_file(tmp_path, tensors_1, prediction_type=V)
+    assert (file.scheduler["prediction_type"], file.facts.sizes, file.facts.sampler) == (V, ((512, 512),), "ddim")
+
+
 def test_options_go_before_what_the_file_tells(tensors_1: Tensors, tmp_path: Path):
     configs = {**TINY, "scheduler": {"timestep_spacing": "trailing"}}
     facts = {"model": "mine", "sizes": ((64, 32),)}
@@ -675,6 +680,7 @@ def test_clip_s_own_vocabulary_gives_its_own_tokens(tensors_1: Tensors, tmp_path
         (b"none", "is damaged"),
         (gzip.compress(b"#version\na b\n"), "is not CLIP's vocabulary: of its first 48894 lines 1 are merges"),
     ],
+    ids=["no gzip", "another list"],
 )
 def test_what_is_no_list_of_merges_is_refused(content: bytes, sentence: str, tensors_1: Tensors, tmp_path: Path):
     (tmp_path / "bpe.txt.gz").write_bytes(content)
