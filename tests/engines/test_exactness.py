@@ -77,7 +77,12 @@ def test_sizes_are_exact_where_neither_place_nor_mates_nor_size_matter(kernel, e
 )
 def test_the_one_size_of_a_large_network_is_tried_in_two_calls(size, kernel, exact):
     calls = []
-    network = network_of(lambda x: calls.append(len(x)) or kernel(x), sizes=(size,))
+
+    def counted(x):
+        calls.append(len(x))
+        return kernel(x)
+
+    network = network_of(counted, sizes=(size,))
     assert find_exactness(network, example_rows(ROWS, 6)).batch_sizes == exact
     assert calls == [size, size]
 

@@ -145,12 +145,12 @@ def _difference(one: Results, other: Results) -> float:
 
 
 def _arrangements(num_rows: int, size: int) -> Iterator[NDArray[np.int64]]:
-    """Row 0 first, last and in the middle, among others in changing order: so all sizes have at least one row in common."""
-    generator = np.random.default_rng(size)
+    """Row 0 first, last and in the middle, each time among other mates: so all sizes have at least one row in common."""
+    mates = np.random.default_rng(size).permutation(np.arange(1, num_rows))
     places = (0, size - 1, size // 2)
     for place in places if size > 2 else places[:2]:  # a third call of a large network takes seconds and would tell nothing new
-        mates = generator.permutation(np.arange(1, num_rows))[: size - 1]
-        yield np.insert(mates, place, 0)
+        yield np.insert(mates[: size - 1], place, 0)
+        mates = np.roll(mates, 1 - size)
 
 
 def _written(exactness: Exactness) -> bytes:
