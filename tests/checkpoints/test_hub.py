@@ -235,6 +235,20 @@ def test_what_was_fetched_is_found_without_a_network(hub: Hub):
         fetch_from_hub(REPO, [Network.UNET], offline=True)
 
 
+def test_a_cache_that_an_older_huggingface_hub_filled_is_used_offline(hub: Hub, monkeypatch: pytest.MonkeyPatch):
+    for name in hub.files.keys() - {UNET}:
+        huggingface_hub.hf_hub_download(REPO, name)
+    hub.asked.clear()
+    assert folder_in_cache(REPO, [Network.VAE_DECODER]) is None  # nobody can tell whether it is all: who may ask, asks
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    folder = folder_in_cache(REPO, [Network.VAE_DECODER])
+    assert folder is not None
+    assert DiffusersFolder(folder).facts == FACTS
+    assert (folder / VAE).read_bytes() == hub.files[VAE]
+    assert folder_in_cache(REPO, [Network.UNET]) is None
+    assert hub.asked == []
+
+
 def test_offline_nothing_is_asked(hub: Hub):
     with pytest.raises(
         CheckpointError, match=r"^offline, and the cache of huggingface_hub has no owner/tiny@main: fetch it once"

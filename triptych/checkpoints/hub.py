@@ -210,9 +210,10 @@ class _Snapshot:
         with _in_one_sentence(repo_id, revision):
             import httpx2
             from huggingface_hub import HfApi, constants, get_cached_repo_tree
-            from huggingface_hub.errors import HfHubHTTPError
+            from huggingface_hub.errors import CachedRepoTreeNotFoundError, HfHubHTTPError
 
             api, reason = HfApi(library_name="triptych"), "offline"
+            can_ask_later = offline and not constants.is_offline_mode()
             offline = offline or constants.is_offline_mode()
             resolved = api.resolve_revision(repo_id, revision=revision, local_files_only=offline)
             if not offline:
@@ -223,7 +224,12 @@ class _Snapshot:
                     if isinstance(error, HfHubHTTPError) and error.response.status_code < 500:
                         raise
                     reason = f"{constants.ENDPOINT} cannot be reached ({error})"
-            files = {each.path: _File.of(each) for each in get_cached_repo_tree(repo_id, revision=resolved)}
+            try:
+                files = {each.path: _File.of(each) for each in get_cached_repo_tree(repo_id, revision=resolved)}
+            except CachedRepoTreeNotFoundError:  # an older huggingface_hub filled the cache: what is there is all that is known
+                files = _files_below(_repo_folder(repo_id) / "snapshots" / str(resolved.resolved))
+                if can_ask_later or not files:
+                    raise
             return cls(repo_id, resolved, files, offline=reason)
 
     @property
@@ -365,6 +371,10 @@ def _refuse_other_content(path: Path, sha256: str | None, what: str) -> None:
         raise CheckpointError(
             f"{what} came with the sha256 {found}, and the Hub states {sha256}; what came was removed, fetch it again"
         )
+
+
+def _files_below(folder: Path) -> dict[str, _File]:
+    return {path.relative_to(folder).as_posix(): _File(path.stat().st_size, None) for path in folder.rglob("*") if path.is_file()}
 
 
 def _repo_folder(repo_id: str) -> Path:
