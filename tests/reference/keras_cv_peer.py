@@ -43,6 +43,7 @@ class Peer:
     outputs: Arrays
     images: UInt8
     tokens: NDArray[np.int32]
+    epsilons: frozenset[float]
 
     def inputs_of(self, network: Network) -> Arrays:
         """Under our network's names."""
@@ -91,6 +92,7 @@ def read_peer(name: str, folder: Path, size: int) -> Peer:
         outputs=outputs,
         images=picture["images"],
         tokens=picture["tokens"],
+        epsilons=frozenset(picture["epsilons"].tolist()),
     )
 
 

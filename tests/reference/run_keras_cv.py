@@ -9,7 +9,7 @@ Leaves in the folder:
     files/             the .h5 files and the vocabulary, as keras-cv would have downloaded them
     inputs.npz         what the networks are tried with, under our names
     outputs.npz        what they answer, the decoder in single and in double precision
-    picture.npz        what `generate_image` makes of PROMPT, and the tokens of PROMPTS
+    picture.npz        what `generate_image` makes of PROMPT, the tokens of PROMPTS, and the epsilons of the norms
     model/             with --narrow only: our folder, written through a `get_file` that hands out the files
 """
 
@@ -162,6 +162,13 @@ def generate(theirs: Any) -> np.ndarray:
     )
 
 
+def epsilons_of(theirs: Any) -> np.ndarray:
+    """Of all norms of all networks, each value once."""
+    networks = (theirs.text_encoder, theirs.diffusion_model, theirs.image_encoder, theirs.decoder)
+    layers = [layer for network in networks for layer in network._flatten_layers()]
+    return np.unique([layer.epsilon for layer in layers if hasattr(layer, "epsilon")])
+
+
 def tokens_of(theirs: Any) -> np.ndarray:
     rows = [theirs.tokenizer.encode(prompt) for prompt in PROMPTS]
     return np.array([row + [theirs.tokenizer.end_of_text] * (ours.CONTEXT_LENGTH - len(row)) for row in rows], np.int32)
@@ -192,7 +199,7 @@ def main() -> None:
         for dtype in ("float32", "float64"):
             outputs[f"images_{dtype}"] = decoded(theirs, inputs["decoder_latents"], dtype)
         np.savez(folder / "outputs.npz", **outputs)
-        np.savez(folder / "picture.npz", images=generate(theirs), tokens=tokens_of(theirs))
+        np.savez(folder / "picture.npz", images=generate(theirs), tokens=tokens_of(theirs), epsilons=epsilons_of(theirs))
         if arguments.narrow:
             with downloads_from(folder / "files") as asked:
                 ours.write_folder(arguments.name, folder / "model")
