@@ -34,7 +34,7 @@ test: $(VENV)/.installed-test $(TRITON)/.installed  ## all tests that need no to
 test-reference: $(REFERENCE)/.installed  ## networks and samplers against diffusers, transformers and keras-cv
 	$(REFERENCE)/bin/python -m pytest tests/reference
 
-test-full: $(REFERENCE)/.installed  ## networks, memory and services at Stable Diffusion's full size; an hour, 10 GB of memory, 25 GB of disk
+test-full: $(REFERENCE)/.installed  ## networks, memory and services at Stable Diffusion's full size; an hour, 16 GB of memory, 20 GB of disk
 	$(REFERENCE)/bin/python -m pytest tests/full
 	$(REFERENCE)/bin/python -m tests.full.results
 
