@@ -1,6 +1,6 @@
 """Models of full size, written once.
 
-`FULL_SIZE_FOLDER` names a folder where they and what was compiled of them stay from one run to the next: 8 GB. Without it
+`FULL_SIZE_FOLDER` names a folder where they and what was compiled of them stay from one run to the next: 12 GB. Without it
 they are written into a folder of pytest's and deleted at the end.
 """
 
