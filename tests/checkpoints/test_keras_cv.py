@@ -232,3 +232,11 @@ def test_this_process_has_another_backend(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(CheckpointError, match="whose Keras runs on tensorflow, not on openvino"):
         write_folder(NAME, tmp_path / "model")
     assert not (tmp_path / "model").exists()
+
+
+def test_half_an_installation_is_told_in_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metadata, "version", lambda _: "0.9.0")
+    monkeypatch.setattr(keras.config, "backend", lambda: "tensorflow")
+    monkeypatch.setitem(sys.modules, "keras_cv", None)
+    with pytest.raises(CheckpointError, match=r"needs keras_cv, which is not installed: pip install 'triptych\[keras-cv\]'"):
+        write_folder(NAME, tmp_path / "model")

@@ -271,12 +271,14 @@ def write_folder(name: str, folder: Path, *, parts: Collection[str] = PARTS, sou
     """
     preset = _preset(name)
     _require_keras_cv(name)
-    import keras
+    try:
+        import keras
 
-    if (backend := keras.config.backend()) != "tensorflow":
-        raise CheckpointError(f"keras-cv needs a process whose Keras runs on tensorflow, not on {backend}")
-    import keras_cv
-
+        if (backend := keras.config.backend()) != "tensorflow":
+            raise CheckpointError(f"keras-cv needs a process whose Keras runs on tensorflow, not on {backend}")
+        import keras_cv
+    except ModuleNotFoundError as error:
+        raise CheckpointError(f"{name} needs {error.name}, which is not installed: pip install 'triptych[keras-cv]'") from error
     shapes = {part: _shapes(preset, part) for part in parts}
     folder.mkdir(parents=True, exist_ok=True)
     _refuse_full_disk(preset, shapes, folder, cache=None if source else _keras_cache())
