@@ -287,7 +287,8 @@ def distribution_modules(root: Path) -> set[str]:
     """Top-level module names of the base install's own requirements, and of the halves that two of them are made of."""
     project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     names = {requirement.split(">")[0].split("[")[0] for requirement in project["dependencies"]}
-    return {name.replace("-", "_").removesuffix("_api") for name in names} | {"starlette", "pydantic_core"}
+    modules = {name.replace("-", "_").removesuffix("_api") for name in names}
+    return modules | {"starlette", "pydantic_core"} | ({"PIL"} if "pillow" in names else set())
 
 
 def test_the_base_install_is_enough_for_gateway_and_client(root: Path) -> None:

@@ -29,7 +29,10 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 
 
 class Options(TypedDict, total=False):
-    """What `POST /generate` takes besides the prompt; where one is left out the model's own default is used."""
+    """What `POST /generate` takes besides the prompt; where one is left out the model's own default is used.
+
+    `image` and `mask` are the contents of PNG, JPEG or WebP files.
+    """
 
     negative_prompt: str
     num_steps: int
@@ -43,6 +46,11 @@ class Options(TypedDict, total=False):
     output_format: str
     truncate: bool
     long_prompt: bool
+    image: bytes
+    mask: bytes
+    strength: float
+    num_resamples: int
+    mask_blur: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,6 +170,9 @@ class Client:
             TriptychError: One of the classes of `triptych.errors`, with the gateway's sentence.
         """
         body: dict[str, object] = {"prompt": prompt, **options}
+        for name in ("image", "mask"):
+            if isinstance(content := body.get(name), bytes):
+                body[name] = base64.b64encode(content).decode("ascii")
         headers = {} if request_id is None else {"X-Request-Id": request_id}
         if on_preview is not None:
             body["previews"] = previews

@@ -14,8 +14,8 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from typing import TypeVar
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -27,8 +27,11 @@ from triptych.contract import (
     DenoiseRequest,
     Diffusion,
     Encoded,
+    EncodedImages,
+    EncodeImagesRequest,
     EncodeRequest,
     Float32,
+    ImageEncoder,
     ImageFormat,
     Progress,
     StageName,
@@ -37,9 +40,41 @@ from triptych.contract import (
     UInt8,
     sha256_of,
 )
-from triptych.errors import StageFailed, StageTimeout
+from triptych.errors import StageFailed, StageNotReady, StageTimeout
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mask:
+    """Where a picture is painted anew.
+
+    Attributes:
+        pixels: 255 where to paint and 0 where to keep, uint8 (H, W).
+        latents: The same for latents, 1 and 0, float32 (H/8, W/8, 1).
+        paste: What of the painted picture shows, 0 to 255: `pixels` with edges as soft as they are wanted, uint8 (H, W).
+    """
+
+    pixels: UInt8
+    latents: Float32
+    paste: UInt8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Edit:
+    """A picture to change.
+
+    Attributes:
+        image: sRGB pixels, uint8 (H, W, 3).
+        mask: None is all of it.
+        strength: How much to change, 0 to 1.
+        num_resamples: See `DenoiseRequest`.
+    """
+
+    image: UInt8
+    mask: Mask | None
+    strength: float
+    num_resamples: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +89,8 @@ class GenerateRequest:
         truncate: Cut a prompt that is too long instead of refusing it.
         long_prompt: Let prompts be longer than the context, in chunks of it.
         previews: About how many predictions of the pictures to tell on the way.
+        edit: The picture to change; None makes one of noise alone.
+        takes_masked_image: Whether the diffusion model does, as its identity says.
     """
 
     prompt: str
@@ -70,6 +107,8 @@ class GenerateRequest:
     truncate: bool = False
     long_prompt: bool = False
     previews: int = 0
+    edit: Edit | None = None
+    takes_masked_image: bool = False
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -84,7 +123,24 @@ class GenerateRequest:
         prompts = (self.prompt, self.negative_prompt) if self.guided else (self.prompt,)
         return EncodeRequest(prompts=prompts, truncate=self.truncate, long_prompt=self.long_prompt)
 
-    def to_denoise(self, encoded: Encoded) -> DenoiseRequest:
+    @property
+    def _sees_the_image(self) -> bool:
+        """Where all of a masked part is painted anew, a model that takes the masked image needs nothing else of it."""
+        if self.edit is None:
+            return False
+        return not (self.takes_masked_image and self.edit.mask is not None and self.edit.strength == 1)
+
+    def to_encode_images(self) -> EncodeImagesRequest | None:
+        """The picture, and what of it is kept, as far as the diffusion model needs them; None where it needs neither."""
+        if self.edit is None and not self.takes_masked_image:
+            return None
+        nothing, all_of_it = (np.full((self.height, self.width), value, np.uint8) for value in (0, 255))
+        image = np.zeros((self.height, self.width, 3), np.uint8) if self.edit is None else self.edit.image
+        mask = all_of_it if self.edit is None or self.edit.mask is None else self.edit.mask.pixels
+        masks = [nothing] * self._sees_the_image + [mask] * self.takes_masked_image
+        return EncodeImagesRequest(images=np.stack([image] * len(masks)), mask=np.stack(masks))
+
+    def to_denoise(self, encoded: Encoded, images: EncodedImages | None = None) -> DenoiseRequest:
         rows = 2 if self.guided else 1
         if len(encoded.context) != rows:
             raise StageFailed(
@@ -102,10 +158,34 @@ class GenerateRequest:
             # Most samplers evaluate the network once a step; with others there are a few more states than previews.
             progress_every=max(1, self.num_steps // (self.previews + 1)) if self.previews else None,
             previews=self.previews > 0,
+            **self._editing(images),
         )
 
+    def _editing(self, images: EncodedImages | None) -> dict[str, Any]:
+        """What the diffusion stage is told of the picture to change."""
+        if images is None:
+            return {}
+        count = self._sees_the_image + self.takes_masked_image
+        if len(images.latents) != count:
+            raise StageFailed(
+                f"the image encoder answered {len(images.latents)} latents to {count} pictures", stage=StageName.DECODER
+            )
+        mask = None if self.edit is None or self.edit.mask is None else self.edit.mask.latents[None]
+        if self.takes_masked_image and mask is None:
+            mask = np.ones((1, *images.latents.shape[1:3], 1), np.float32)
+        return {
+            "init_latents": images.latents[:1] if self._sees_the_image else None,
+            "mask": mask,
+            "masked_image_latents": images.latents[-1:] if self.takes_masked_image else None,
+            "strength": 1.0 if self.edit is None else self.edit.strength,
+            "num_resamples": 1 if self.edit is None else self.edit.num_resamples,
+        }
+
     def to_decode(self, denoised: Denoised) -> DecodeRequest:
-        return DecodeRequest(latents=denoised.latents, image_format=self.image_format, image_texts=self.image_texts)
+        request = DecodeRequest(latents=denoised.latents, image_format=self.image_format, image_texts=self.image_texts)
+        if self.edit is None or self.edit.mask is None:
+            return request
+        return replace(request, original=self.edit.image[None], paste_mask=self.edit.mask.paste[None])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,11 +240,12 @@ class Generated:
 
 @dataclass(frozen=True)
 class Pipeline:
-    """Three stages that make pictures together."""
+    """Three stages that make pictures together, and what turns pictures into latents where pictures are changed."""
 
     text_encoder: TextEncoder
     diffusion: Diffusion
     decoder: Decoder
+    image_encoder: ImageEncoder | None = None
 
     async def generate(
         self, request: GenerateRequest, *, deadline: float | None = None
@@ -187,7 +268,8 @@ class Pipeline:
         encoded = await clock.wait(StageName.TEXT_ENCODER, self.text_encoder.encode(request.to_encode(), deadline=deadline))
 
         yield (progress := StageProgress(stage=StageName.DIFFUSION))
-        async with _closing(self.diffusion.denoise(request.to_denoise(encoded), deadline=deadline)) as denoising:
+        images = await self._encode_images(request, clock)
+        async with _closing(self.diffusion.denoise(request.to_denoise(encoded, images), deadline=deadline)) as denoising:
             while isinstance(event := await clock.wait(StageName.DIFFUSION, anext(denoising, None)), Progress | State):
                 if isinstance(event, Progress):
                     yield (progress := _progress(event))
@@ -205,6 +287,14 @@ class Pipeline:
             seconds=clock.seconds,
             digests=_digests(encoded, denoised, decoded),
         )
+
+    async def _encode_images(self, request: GenerateRequest, clock: _Clock) -> EncodedImages | None:
+        """The latents of the picture to change; None where there is none."""
+        if (pictures := request.to_encode_images()) is None:
+            return None
+        if self.image_encoder is None:
+            raise StageNotReady("there is no image encoder, without which no picture can be changed", stage=StageName.DECODER)
+        return await clock.wait(StageName.DECODER, self.image_encoder.encode_images(pictures, deadline=clock.deadline))
 
 
 class _Clock:

@@ -13,7 +13,7 @@ import httpx2
 from fastapi import FastAPI
 from starlette.types import Message
 
-from tests.fakes import FakeDecoder, FakeDiffusion, FakeTextEncoder
+from tests.fakes import FakeDecoder, FakeDiffusion, FakeImageEncoder, FakeTextEncoder
 from triptych.gateway.app import create_app
 from triptych.gateway.settings import GatewaySettings
 from triptych.pipeline import Pipeline
@@ -26,10 +26,11 @@ class Stages:
     text_encoder: FakeTextEncoder = field(default_factory=FakeTextEncoder)
     diffusion: FakeDiffusion = field(default_factory=FakeDiffusion)
     decoder: FakeDecoder = field(default_factory=FakeDecoder)
+    image_encoder: FakeImageEncoder | None = None
 
     @property
     def pipeline(self) -> Pipeline:
-        return Pipeline(self.text_encoder, self.diffusion, self.decoder)
+        return Pipeline(self.text_encoder, self.diffusion, self.decoder, self.image_encoder)
 
     def app(self, **settings: Any) -> FastAPI:
         return create_app(GatewaySettings(**settings), {"": self.pipeline})

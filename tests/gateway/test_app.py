@@ -9,8 +9,8 @@ from asgi_lifespan import LifespanManager
 from tests.fakes import with_profile
 from tests.gateway.running import Stages, until
 from triptych.gateway.app import create_app
+from triptych.gateway.body import ALIASES, GenerateBody
 from triptych.gateway.documentation import BODY_SCHEMA, EXAMPLES
-from triptych.gateway.parameters import ALIASES, GenerateBody
 from triptych.gateway.settings import GatewaySettings
 
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from tests.fakes import DECODER, DIFFUSION, TEXT_ENCODER
 from triptych.contract import ImageFormat
 from triptych.errors import CallerError, InvalidValue
-from triptych.gateway.parameters import ALIASES, GenerateBody, Parameters, parse_body, resolve
+from triptych.gateway.body import ALIASES, GenerateBody, parse_body
+from triptych.gateway.parameters import Parameters, resolve
 from triptych.gateway.registry import Identities
 
 IDENTITIES = Identities(text_encoder=TEXT_ENCODER, diffusion=DIFFUSION, decoder=DECODER)

@@ -11,6 +11,7 @@ import pytest
 from asgi_lifespan import LifespanManager
 from PIL import Image
 
+from tests.fakes import FakeImageEncoder
 from tests.gateway.running import Stages, client_of, events_of
 from triptych.contract import IMAGE_TEXT_KEYWORD
 from triptych.errors import StartError
@@ -138,6 +139,7 @@ async def test_the_environment_says_where_the_stages_are(monkeypatch: pytest.Mon
         ready = await client.get("/health/ready")
     assert sorted(hosts) == [
         "http://decoder.example:1234/base/v2/models/decoder",
+        "http://decoder.example:1234/base/v2/models/image_encoder",
         "http://diffusion.example:1234/base/v2/models/diffusion",
         "http://text_encoder.example:1234/base/v2/models/text_encoder",
     ]
@@ -161,14 +163,16 @@ async def test_the_client_of_the_stages_is_closed_with_the_gateway(monkeypatch: 
 
 async def test_all_in_one_starts_its_stages_and_closes_them() -> None:
     stages = Stages()
-    for stage in (stages.text_encoder, stages.diffusion, stages.decoder):
+    image_encoder = FakeImageEncoder()
+    local = (stages.text_encoder, stages.diffusion, stages.decoder, image_encoder)
+    for stage in local:
         stage.started = False
-    app = local_gateway(GatewaySettings(), stages.text_encoder, stages.diffusion, stages.decoder)
+    app = local_gateway(GatewaySettings(), *local)
     async with LifespanManager(app), client_of(app) as client:
         while (await client.get("/health/ready")).status_code != 200:
             pass
         assert (await client.post("/generate", json=BODY)).status_code == 200
-    assert all(stage.closed for stage in (stages.text_encoder, stages.diffusion, stages.decoder))
+    assert all(stage.closed for stage in local)
 
 
 async def test_progress_tells_every_evaluation_of_a_remote_stage() -> None:

@@ -34,6 +34,7 @@ def write_pictures(
     """
     given = {name: value for name, value in options.items() if value is not None}
     given["output_format"] = _format_of(output)
+    given |= {name: _read(given[name], param=name) for name in ("image", "mask") if name in given}
     if receipt is not None:
         _expect_folder(receipt, param="receipt")
     with Client(url, api_key=api_key, timeout_seconds=timeout_seconds) as client, shown_progress() as show:
@@ -46,6 +47,13 @@ def write_pictures(
     for warning in generation.warnings:
         warn(warning)
     return generation
+
+
+def _read(path: Path, *, param: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InvalidValue(f"{path} cannot be read: {error.strerror}", param=param) from None
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -76,7 +76,8 @@ def _make_all_in_one(settings: Any) -> FastAPI:
 
     # Only the gateway listens: the stages' own door is never opened, and needs no token.
     stages = read_settings(StageSettings, host=LOOPBACK)
-    return local_gateway(settings, *(_make_stages(stage, stages)[0] for stage in ("text_encoder", "diffusion", "decoder")))
+    made = [stage for service in ("text_encoder", "diffusion", "decoder") for stage in _make_stages(service, stages)]
+    return local_gateway(settings, *made)
 
 
 def _make_stages(service: str, settings: Any) -> list[Any]:

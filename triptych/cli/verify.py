@@ -67,6 +67,8 @@ def _parameters(path: Path, png: Png) -> dict[str, Any]:
         parameters = None
     if not isinstance(parameters, dict) or not {"prompt", "seed"} <= parameters.keys():
         raise TriptychError(f"{path} has no parameters in it from which it could be made again")
+    if "image_sha256" in parameters:
+        raise TriptychError(f"{path} was made from another picture, which is not in it, so it cannot be made again from itself")
     if unknown := parameters.keys() - {"prompt", *Options.__annotations__}:
         raise TriptychError(f"{path} has the parameter {min(unknown)!r}, which this version does not know")
     return parameters

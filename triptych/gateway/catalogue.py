@@ -122,7 +122,7 @@ def _describe(model: Model, *, default: bool) -> ModelAnswer:
 def _abilities(identities: Identities) -> Abilities:
     diffusion = identities.diffusion
     return Abilities(
-        tasks=list(diffusion.tasks),
+        tasks=[task for task in diffusion.tasks if task is Task.TEXT_TO_IMAGE or identities.image_encoder is not None],
         sizes=list(identities.sizes),
         samplers=list(diffusion.samplers),
         default_num_steps=diffusion.default_num_steps,

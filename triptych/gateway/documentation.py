@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from triptych.contract import ImageFormat
+from triptych.gateway.body import GenerateBody
 from triptych.gateway.errors import ErrorAnswer
-from triptych.gateway.parameters import GenerateBody
+from triptych.gateway.forms import FILES
 
 BODY_SCHEMA = GenerateBody.model_json_schema()
 
@@ -30,13 +31,13 @@ data: {"id": "...", "images": [{"b64_json": "...", "seed": 7}], ...}
 """
 
 _REFUSALS = {
-    400: "The body is not JSON.",
+    400: "The body is neither JSON nor a form.",
     401: "No key of this gateway was sent.",
-    403: "This gateway has no keys and answers its own machine only.",
+    403: "This gateway has no keys and answers its own machine only; or a page of another site posts a form.",
     404: "No such model.",
     406: "The Accept header takes none of the answers.",
-    413: "The body is too large.",
-    415: "The body is not sent as JSON.",
+    413: "The body is too large, or a picture in it.",
+    415: "The body is sent neither as JSON nor as a form.",
     422: "A field is unknown, missing, or impossible for the model; `param` names it.",
     429: "The queue is full; Retry-After says when a place should be free.",
     499: "The request was cancelled by `DELETE /requests/{name}`.",
@@ -70,4 +71,16 @@ CANCEL_RESPONSES: dict[int | str, dict[str, Any]] = {
     404: {"model": ErrorAnswer, "description": "No such request is in line or at work."},
 }
 
-REQUEST_BODY = {"requestBody": {"required": True, "content": {"application/json": {"schema": BODY_SCHEMA, "examples": EXAMPLES}}}}
+_FORM_SCHEMA = BODY_SCHEMA | {
+    "properties": BODY_SCHEMA["properties"] | {name: {"type": "string", "format": "binary"} for name in FILES}
+}
+
+REQUEST_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {"schema": BODY_SCHEMA, "examples": EXAMPLES},
+            "multipart/form-data": {"schema": _FORM_SCHEMA},
+        },
+    }
+}

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
@@ -14,14 +15,18 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from triptych.contract import ImageFormat
-from triptych.errors import InvalidValue, NotAcceptable, NotFound, TriptychError, UnsupportedMediaType
+from triptych.errors import Forbidden, InvalidValue, NotAcceptable, NotFound, TriptychError, UnsupportedMediaType
 from triptych.gateway import event_stream
 from triptych.gateway.answers import GenerateAnswer, image_response, json_response, preview_document, to_document
+from triptych.gateway.body import GenerateBody, parse_body, parse_form
 from triptych.gateway.documentation import CANCEL_RESPONSES, REQUEST_BODY, RESPONSES
+from triptych.gateway.editing import read_pictures
 from triptych.gateway.errors import gateway_error
 from triptych.gateway.event_stream import Event, EventStream
+from triptych.gateway.forms import MEDIA_TYPE as FORM
+from triptych.gateway.forms import read_form
 from triptych.gateway.negotiation import choose_media_type
-from triptych.gateway.parameters import GenerateBody, parse_body, resolve
+from triptych.gateway.parameters import resolve
 from triptych.gateway.previews import Preview
 from triptych.gateway.state import Gateway, GatewayDep
 from triptych.gateway.work import Job, Outcome, carry_out, carry_out_to_the_end
@@ -46,14 +51,14 @@ log = structlog.get_logger(__name__)
     openapi_extra=REQUEST_BODY,
 )
 async def generate(request: Request, gateway: GatewayDep) -> Response:
-    """Makes one to eight pictures of a prompt.
+    """Makes one to eight pictures of a prompt, or changes a picture by it.
 
     The Accept header decides the form of the answer: `application/json`, the picture itself as `image/png`, `image/jpeg` or
     `image/webp`, or `text/event-stream` with `progress` events, and `preview` events where the body asks for previews, then
     one `completed` or `error`.
     """
     arrived = time.monotonic()
-    body = parse_body(await _read_json(request, limit=gateway.settings.max_body_bytes))
+    body = await _read_body(request, limit=gateway.settings.max_body_bytes)
     media_type = _negotiate(", ".join(request.headers.getlist("Accept")) or "*/*", body)
     if body.previews and media_type != event_stream.MEDIA_TYPE:
         raise InvalidValue(f"previews are events: ask for them with Accept: {event_stream.MEDIA_TYPE}", param="previews")
@@ -76,12 +81,15 @@ async def cancel(request_name: str, gateway: GatewayDep) -> None:
         raise NotFound(f"no request {quoted(request_name)} is in line or at work here")
 
 
-async def _read_json(request: Request, *, limit: int) -> bytes:
-    """The body. Other kinds are refused also so that no page of a browser can post here without being asked first."""
+async def _read_body(request: Request, *, limit: int) -> GenerateBody:
+    """The body. A form is not taken from another site's page: browsers post forms without asking here first."""
     kind = request.headers.get("Content-Type", "").partition(";")[0].strip().lower()
-    if kind != JSON:
-        raise UnsupportedMediaType(f"the body must be sent as Content-Type: {JSON}, not {kind or 'without one'}")
-    return await read_bounded(request.stream(), request.headers, limit=limit)
+    if kind not in (JSON, FORM):
+        raise UnsupportedMediaType(f"the body must be sent as Content-Type: {JSON} or {FORM}, not {kind or 'without one'}")
+    if kind == FORM and request.headers.get("Sec-Fetch-Site", "none") not in ("same-origin", "none"):
+        raise Forbidden(f"a page of another site may not post forms here; send {JSON}")
+    raw = await read_bounded(request.stream(), request.headers, limit=limit)
+    return parse_body(raw) if kind == JSON else parse_form(await read_form(raw, request.headers))
 
 
 def _negotiate(accept: str, body: GenerateBody) -> str:
@@ -119,13 +127,14 @@ async def _accept(gateway: Gateway, request: Request, body: GenerateBody, media_
     identities = await model.known(deadline=deadline)
     if media_type in IMAGES:
         body = body.model_copy(update={"output_format": IMAGES[media_type]})
+    pictures = await asyncio.to_thread(read_pictures, body, max_pixels=gateway.settings.max_image_pixels)
     return Job(
         id=request_id(request),
         model=model,
         identities=identities,
         previews=body.previews or 0,
-        warnings=identities.diffusion.warnings if body.sampler is None else (),
-        parameters=resolve(body, str(model.name), identities),
+        warnings=(*(identities.diffusion.warnings if body.sampler is None else ()), *pictures.warnings()),
+        parameters=resolve(body, str(model.name), identities, pictures),
         arrived=arrived,
         deadline=deadline,
     )

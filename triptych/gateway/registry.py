@@ -13,6 +13,7 @@ import structlog
 from triptych.contract import (
     DecoderIdentity,
     DiffusionIdentity,
+    ImageEncoderIdentity,
     StageName,
     TextEncoderIdentity,
     check_fit,
@@ -37,12 +38,14 @@ class Identities:
     """Three stages that fit together.
 
     Attributes:
+        image_encoder: What pictures are changed with; None where there is none that fits.
         sizes: (width, height) that both the diffusion model and the decoder take; the first is the default.
     """
 
     text_encoder: TextEncoderIdentity
     diffusion: DiffusionIdentity
     decoder: DecoderIdentity
+    image_encoder: ImageEncoderIdentity | None = None
     sizes: tuple[tuple[int, int], ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -51,6 +54,10 @@ class Identities:
         if not sizes:
             raise StagesDoNotFit(
                 f"the diffusion model {self.diffusion.model!r} and the decoder {self.decoder.model!r} have no size in common"
+            )
+        if self.diffusion.takes_masked_image and self.image_encoder is None:
+            raise StagesDoNotFit(
+                f"the diffusion model {self.diffusion.model!r} wants masked images, and no image encoder is there"
             )
         object.__setattr__(self, "sizes", sizes)
 
@@ -122,19 +129,28 @@ class Model:
 
     async def _ask(self) -> None:
         stages = self.pipeline
-        text_encoder, diffusion, decoder = await asyncio.gather(
+        text_encoder, diffusion, decoder, image_encoder = await asyncio.gather(
             self._answer(StageName.TEXT_ENCODER, stages.text_encoder.identity),
             self._answer(StageName.DIFFUSION, stages.diffusion.identity),
             self._answer(StageName.DECODER, stages.decoder.identity),
+            self._image_encoder(),
         )
         if isinstance(text_encoder, str) or isinstance(diffusion, str) or isinstance(decoder, str):
             answers = zip(StageName, (text_encoder, diffusion, decoder), strict=True)
             self._refuse({str(stage): answer for stage, answer in answers if isinstance(answer, str)})
             return
         try:
-            self._accept(Identities(text_encoder=text_encoder, diffusion=diffusion, decoder=decoder))
+            fitting = image_encoder if _fits(image_encoder, diffusion) else None
+            self._accept(Identities(text_encoder=text_encoder, diffusion=diffusion, decoder=decoder, image_encoder=fitting))
         except StagesDoNotFit as error:
             self._refuse({"stages": error.message})
+
+    async def _image_encoder(self) -> ImageEncoderIdentity | None:
+        """None where there is none: a decoder of somebody else may come without."""
+        if (image_encoder := self.pipeline.image_encoder) is None:
+            return None
+        answer = await _identity_or_problem(StageName.DECODER, image_encoder.identity)
+        return None if isinstance(answer, str) else answer
 
     async def _answer(self, stage: StageName, identity: Callable[[], Awaitable[T]]) -> T | str:
         """The stage's identity, or a sentence that says why there is none."""
@@ -192,6 +208,14 @@ class Registry:
                 return model
         names = ", ".join(str(model.name) for model in self)
         raise NotFound(f"there is no model {quoted(name)} here; there is {names}", param="model")
+
+
+def _fits(image_encoder: ImageEncoderIdentity | None, diffusion: DiffusionIdentity) -> bool:
+    """Whether its latents are the diffusion model's."""
+    if image_encoder is None:
+        return False
+    latents = (diffusion.latent_space, diffusion.latent_channels, diffusion.downsampling)
+    return (image_encoder.latent_space, image_encoder.latent_channels, image_encoder.downsampling) == latents
 
 
 async def _identity_or_problem(stage: StageName, identity: Callable[[], Awaitable[T]]) -> T | str:

@@ -12,8 +12,11 @@ from triptych.serving.settings import ServerSettings, Token, Tokens
 class GatewaySettings(ServerSettings):
     """What the gateway is told on top of what every service is."""
 
-    max_body_bytes: PositiveInt = 2**20
-    """The largest request that is read."""
+    max_body_bytes: PositiveInt = 2**24
+    """The largest request that is read, its pictures included."""
+
+    max_image_pixels: PositiveInt = 2**24
+    """The largest picture that is decoded, width times height."""
 
     api_keys: Tokens = ()
     """What callers send as `Authorization: Bearer`; several are separated by commas. None: everybody may call."""
@@ -26,6 +29,9 @@ class GatewaySettings(ServerSettings):
 
     decoder_url: str = "http://127.0.0.1:8003"
     """Where the decoder is."""
+
+    image_encoder_url: str = ""
+    """Where the image encoder is; by default with the decoder."""
 
     stage_token: Token | None = None
     """What the stages demand, their `TRIPTYCH_TOKEN`."""

@@ -10,9 +10,9 @@ from fastapi import FastAPI
 from triptych.gateway.app import create_app
 from triptych.gateway.settings import GatewaySettings
 from triptych.pipeline import Pipeline
-from triptych.remote import RemoteDecoder, RemoteDiffusion, RemoteTextEncoder, make_client
+from triptych.remote import RemoteDecoder, RemoteDiffusion, RemoteImageEncoder, RemoteTextEncoder, make_client
 from triptych.serving.lifespan import run_stages
-from triptych.serving.stage_app import LocalDecoder, LocalDiffusion, LocalTextEncoder
+from triptych.serving.stage_app import LocalDecoder, LocalDiffusion, LocalImageEncoder, LocalTextEncoder
 
 
 def remote_gateway(settings: GatewaySettings) -> FastAPI:
@@ -26,11 +26,15 @@ def remote_gateway(settings: GatewaySettings) -> FastAPI:
 
 
 def local_gateway(
-    settings: GatewaySettings, text_encoder: LocalTextEncoder, diffusion: LocalDiffusion, decoder: LocalDecoder
+    settings: GatewaySettings,
+    text_encoder: LocalTextEncoder,
+    diffusion: LocalDiffusion,
+    decoder: LocalDecoder,
+    image_encoder: LocalImageEncoder,
 ) -> FastAPI:
     """A gateway and its three stages in one process."""
-    pipeline = Pipeline(text_encoder, diffusion, decoder)
-    return create_app(settings, {settings.model_name: pipeline}, resources=[run_stages(text_encoder, diffusion, decoder)])
+    stages = (text_encoder, diffusion, decoder, image_encoder)
+    return create_app(settings, {settings.model_name: Pipeline(*stages)}, resources=[run_stages(*stages)])
 
 
 def remote_models(settings: GatewaySettings, client: httpx2.AsyncClient) -> Mapping[str, Pipeline]:
@@ -48,5 +52,6 @@ def remote_models(settings: GatewaySettings, client: httpx2.AsyncClient) -> Mapp
         text_encoder=RemoteTextEncoder(settings.text_encoder_url, token=token, client=client),
         diffusion=RemoteDiffusion(settings.diffusion_url, token=token, client=client),
         decoder=RemoteDecoder(settings.decoder_url, token=token, client=client),
+        image_encoder=RemoteImageEncoder(settings.image_encoder_url or settings.decoder_url, token=token, client=client),
     )
     return {settings.model_name: pipeline}

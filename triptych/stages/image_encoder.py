@@ -67,7 +67,8 @@ class ImageEncoderStage(LocalStage[ImageEncoderIdentity]):
         identity = await self.identity()
         check_encode_images(request, identity)
         network = self._networks[request.images.shape[1:3]]
-        outputs = await network({"images": await asyncio.to_thread(_from_pixels, request.images, request.mask)}, deadline=deadline)
+        images = await asyncio.to_thread(_from_pixels, request.images, request.mask)
+        outputs = await network({"images": images}, deadline=deadline)
         return EncodedImages(latents=await asyncio.to_thread(_latents, outputs, request.seeds, identity.scaling_factor))
 
 
