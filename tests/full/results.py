@@ -103,7 +103,7 @@ def _loading(loading: Mapping[str, Any] | None) -> Section:
 The U-Net of 1.5 (859.5 M parameters, 3.44 GB in float32) from a safetensors file of float16 into a network of float32, against
 diffusers' `from_pretrained`; medians of {rounds} runs each, in turn (`python -m benchmarks.loading`). The file is mapped
 into memory, and each tensor is let go once it is placed. RssAnon is the process's own memory, RssFile pages of files, which the
-system can drop. The bound for ours is 1.3 times the network.
+system can drop. The bound for ours is 1.3 times the network. diffusers ran without `accelerate`, which it recommends.
 """
         header = ("side", "seconds", "peak RssAnon GB", "over the network", "peak RssFile GB")
         rows = [
