@@ -275,7 +275,7 @@ def wilson(right: int, count: int) -> tuple[float, float]:
     z, part = 1.96, right / count
     middle = (part + z * z / (2 * count)) / (1 + z * z / count)
     half = z / (1 + z * z / count) * np.sqrt(part * (1 - part) / count + z * z / (4 * count * count))
-    return round(float(middle - half), 3), round(float(middle + half), 3)
+    return round(float(max(0.0, middle - half)), 3), round(float(min(1.0, middle + half)), 3)
 
 
 def frechet_distance(one: np.ndarray, other: np.ndarray) -> float:
