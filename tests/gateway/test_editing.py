@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import tempfile
 from typing import Any
 
 import httpx2
@@ -129,6 +130,19 @@ async def test_a_form_with_files_is_the_same_request() -> None:
         plain = (await client.post("/generate", json={**body, "image": text_of(PIXELS), "mask": text_of(MASK)})).json()
     assert form["parameters"] == plain["parameters"]
     assert form["images"] == plain["images"]
+
+
+async def test_a_large_file_of_a_form_is_not_written_to_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError("a read-only file system")
+
+    monkeypatch.setattr(tempfile.SpooledTemporaryFile, "rollover", fail)
+    large = file_of(np.random.default_rng(1).integers(0, 256, (800, 800, 3), np.uint8))
+    assert len(large) > 2**20
+    async with editing_stages().client() as client:
+        response = await client.post("/generate", data={"prompt": "x"}, files={"image": large})
+    assert response.status_code == 422
+    assert "the image has 800x800 pixels; this model takes" in response.json()["error"]["message"]
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ async def read_form(raw: bytes, headers: Headers) -> Mapping[str, str]:
         InvalidValue: A field is there twice, or is a file where none is read.
     """
     parser = MultiPartParser(headers, _at_once(raw), max_files=len(FILES), max_fields=MAX_FIELDS, max_part_size=len(raw) + 1)
+    parser.spool_max_size = len(raw) + 1  # in memory, where the body is anyhow: a container's disk may be read-only
     try:
         form = await parser.parse()
     except MultiPartException as error:
