@@ -69,6 +69,11 @@ class Up:
         return alive
 
 
+def _hear_interrupts() -> None:
+    """A shell that runs the tests in its background has them, and what they start, ignore SIGINT."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @contextmanager
 def up(model: TinyModel) -> Iterator[Up]:
     port = four_ports_in_a_row()
@@ -78,6 +83,7 @@ def up(model: TinyModel) -> Iterator[Up]:
         stderr=subprocess.STDOUT,
         text=True,
         env=environment(model),
+        preexec_fn=_hear_interrupts,
     )
     try:
         yield Up(process, port)

@@ -50,7 +50,15 @@ def read() -> Results:
 
 def page(results: Results, loading: Mapping[str, Any] | None) -> str:
     """docs/proof.md: a section for whatever was measured."""
-    parts = [INTRODUCTION, *_networks(results), *_end_to_end(results), *_loading(loading), *_starts(results), *_serving(results)]
+    parts = [
+        INTRODUCTION,
+        *_networks(results),
+        *_keras_cv(results),
+        *_end_to_end(results),
+        *_loading(loading),
+        *_starts(results),
+        *_serving(results),
+    ]
     return "\n".join(parts)
 
 
@@ -74,6 +82,26 @@ def _network_row(name: str, each: Mapping[str, Any]) -> tuple[str, ...]:
     runs = each["runs"]
     peaks = f"{_gb(runs['ours']['peak_bytes'])} / {_gb(runs['theirs']['peak_bytes'])}"
     return name, inputs, each["dtype"], error, bound, peaks, each["date"]
+
+
+def _keras_cv(results: Results) -> Section:
+    rows = results.get("keras-cv", {})
+    networks = {name: row for name, row in rows.items() if "error" in row}
+    pictures = {name: row for name, row in rows.items() if "largest_difference" in row}
+    if not networks:
+        return
+    yield """## keras-cv
+
+Its presets at full size, random weights, from its `.h5` files through `triptych pull --from`: each network in float32, the decoder
+of 512x512 against keras-cv's own in float64; and the picture of `generate_image`, 128x128, 3 steps, from the same noise.
+
+| what | error | bound | peak GB | measured |
+| --- | ---: | ---: | ---: | ---: |"""
+    for name, row in networks.items():
+        yield f"| {name} | {row['error']:.1e} | {row['bound']:.1e} | {row['peak_bytes'] / 1e9:.2f} | {row['date']} |"
+    for name, row in pictures.items():
+        yield f"| {name} | {row['largest_difference']}/255 | {row['bound']}/255 | | {row['date']} |"
+    yield ""
 
 
 def _end_to_end(results: Results) -> Section:

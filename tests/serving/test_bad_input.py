@@ -173,7 +173,10 @@ BAD = [
     # Denoisings that do not fit the model
     denoise(422, "the input context is missing", context=None),
     denoise(422, "the input seed is missing", seed=None),
-    denoise(422, "there is no input 'mask'; the inputs are context", mask=LATENTS),
+    denoise(422, "there is no input 'noise'; the inputs are context", noise=LATENTS),
+    denoise(422, r"mask must have the shape \[-1, -1, -1, 1\]", mask=LATENTS),
+    denoise(422, "with a mask this model needs the init_latents that it keeps", mask=LATENTS[..., :1]),
+    denoise(422, "there is no input 'masked_image_latents'", masked_image_latents=LATENTS),
     denoise(422, "context has values that are NaN or infinite", context=NAN),
     denoise(422, "context has values that are NaN or infinite", context=np.full_like(CONTEXT, -np.inf)),
     denoise(422, "context must be FP32, not FP16", context=CONTEXT.astype(np.float16)),
