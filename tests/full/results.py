@@ -92,8 +92,8 @@ def _keras_cv(results: Results) -> Section:
         return
     yield """## keras-cv
 
-Its presets at full size, random weights, from its `.h5` files through `triptych pull --from`: each network in float32, the decoder
-of 512x512 against keras-cv's own in float64; and the picture of `generate_image`, 128x128, 3 steps, from the same noise.
+Presets at full size, random weights, from keras-cv's `.h5` files through `triptych pull --from`: each network in float32, the
+decoder of 512x512 against keras-cv's own in float64; and the picture of `generate_image`, 128x128, 3 steps, from the same noise.
 
 | what | error | bound | peak GB | measured |
 | --- | ---: | ---: | ---: | ---: |"""
