@@ -121,7 +121,7 @@ async def measure(
     }
     async with local_pipeline(arguments.model) as pipeline:
         started = time.perf_counter()
-        images = await paint(pipeline, prompts, facts.sizes[0], settings)
+        images = await paint(pipeline, requests_of(prompts, facts.sizes[0], settings))
         seconds = time.perf_counter() - started
 
     rng = np.random.default_rng([arguments.seed, 1])
@@ -142,37 +142,46 @@ async def measure(
 
 
 @asynccontextmanager
-async def local_pipeline(model: str) -> AsyncIterator[Pipeline]:
-    """The three stages in this process."""
+async def local_pipeline(model: str, *, edits: bool = False) -> AsyncIterator[Pipeline]:
+    """The three stages in this process, and the image encoder where pictures are changed."""
     from triptych.stages.decoder import DecoderStage
     from triptych.stages.diffusion import DiffusionStage
+    from triptych.stages.image_encoder import ImageEncoderStage
     from triptych.stages.text_encoder import TextEncoderStage
 
     options = read_settings(StageSettings, model=model)
     text_encoder, diffusion, decoder = TextEncoderStage(options), DiffusionStage(options), DecoderStage(options)
-    stages = (text_encoder, diffusion, decoder)
+    image_encoder = ImageEncoderStage(options) if edits else None
+    stages = [stage for stage in (text_encoder, diffusion, decoder, image_encoder) if stage is not None]
     try:
         for stage in stages:
             await asyncio.to_thread(stage.start)
-        yield Pipeline(text_encoder, diffusion, decoder)
+        yield Pipeline(text_encoder, diffusion, decoder, image_encoder)
     finally:
         for stage in stages:
             await asyncio.to_thread(stage.close)
 
 
-async def paint(pipeline: Pipeline, prompts: Sequence[str], size: tuple[int, int], settings: dict[str, Any]) -> np.ndarray:
-    """A picture of each prompt, seeds counted from 0, uint8 (n, H, W, 3)."""
+def requests_of(prompts: Sequence[str], size: tuple[int, int], settings: dict[str, Any]) -> list[GenerateRequest]:
+    """A picture of each prompt, seeds counted from 0."""
+    return [
+        GenerateRequest(prompt=prompt, seed=seed, width=size[0], height=size[1], **settings)
+        for seed, prompt in enumerate(prompts)
+    ]
+
+
+async def paint(pipeline: Pipeline, requests: Sequence[GenerateRequest]) -> np.ndarray:
+    """The picture of each request, uint8 (n, H, W, 3); a few at a time."""
     places = asyncio.Semaphore(AT_A_TIME)
 
-    async def one(seed: int, prompt: str) -> np.ndarray:
-        request = GenerateRequest(prompt=prompt, seed=seed, width=size[0], height=size[1], **settings)
+    async def one(request: GenerateRequest) -> np.ndarray:
         async with places:
             async for event in pipeline.generate(request):
                 if isinstance(event, Generated):
                     return np.asarray(event.images[0])
         raise AssertionError("a pipeline ends in pictures")
 
-    return np.stack(await asyncio.gather(*(one(seed, prompt) for seed, prompt in enumerate(prompts))))
+    return np.stack(await asyncio.gather(*map(one, requests)))
 
 
 def judged(scenes: Sequence[Scene], images: np.ndarray, drawn: np.ndarray, again: np.ndarray) -> dict[str, Any]:

@@ -5,19 +5,18 @@
 
 from __future__ import annotations
 
-import atexit
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from tests.shared_folder import made_once
 from triptych.checkpoints.checkpoint import ModelFacts
 from triptych.checkpoints.diffusers_folder import save_description, save_network
 from triptych.models.config import CLIPTextConfig, UNetConfig, VAEConfig
@@ -143,13 +142,12 @@ def _run_on_openvino(network: Any, inputs: dict[str, np.ndarray]) -> dict[str, n
     return dict(zip(sorted(network.output), outputs.values(), strict=True))
 
 
-@cache
 def _template(seed: int, in_channels: int) -> Path:
-    folder = Path(tempfile.mkdtemp(prefix="tiny-model-"))
-    atexit.register(shutil.rmtree, folder)
-    command = [sys.executable, "-m", "tests.tiny_models", str(folder), str(seed), str(in_channels)]
-    subprocess.run(command, cwd=ROOT, env={**os.environ, "KERAS_BACKEND": "openvino"}, check=True)
-    return folder
+    def fill(folder: Path) -> None:
+        command = [sys.executable, "-m", "tests.tiny_models", str(folder), str(seed), str(in_channels)]
+        subprocess.run(command, cwd=ROOT, env={**os.environ, "KERAS_BACKEND": "openvino"}, check=True)
+
+    return made_once(f"tiny-model-{seed}-{in_channels}", fill)
 
 
 def _write(folder: Path, seed: int, in_channels: int) -> None:

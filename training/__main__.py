@@ -13,9 +13,17 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-STAGES = ("tokenizer", "vae", "latents", "text", "unet", "decoder", "release")
+STAGES = ("tokenizer", "vae", "latents", "text", "unet", "masked-latents", "inpainting", "decoder", "release")
 # Of the minutes of `all`; what is left is for building networks, measuring reconstructions and releasing.
-SHARES = {"vae": 0.32, "latents": 0.05, "text": 0.06, "unet": 0.37, "decoder": 0.05}
+SHARES = {
+    "vae": 0.28,
+    "latents": 0.05,
+    "text": 0.05,
+    "unet": 0.29,
+    "masked-latents": 0.03,
+    "inpainting": 0.10,
+    "decoder": 0.04,
+}
 
 
 def main() -> None:
@@ -26,11 +34,13 @@ def main() -> None:
     parser.add_argument("--grammar", choices=("first_light", "one_thing", "full"), default="full")
     parser.add_argument("--steps", type=int, help="of one stage, those of earlier runs counted in")
     parser.add_argument(
-        "--rows", type=int, help="of a batch of one stage, instead of 8, 96, 32 and 2 of vae, text, unet and decoder"
+        "--rows",
+        type=int,
+        help="of a batch of one stage, instead of 8, 96, 32, 32 and 2 of vae, text, unet, inpainting and decoder",
     )
     parser.add_argument("--times", type=int, default=1, help="so many times these rows, for every stage: 8 for a large GPU")
     parser.add_argument("--rate", type=float, help="of learning, instead of the stage's own")
-    parser.add_argument("--ema", type=float, help="of the U-Net's averaged weights, instead of 0.999: less for a short run")
+    parser.add_argument("--ema", type=float, help="of the U-Nets' averaged weights, instead of 0.999: less for a short run")
     parser.add_argument("--scenes", type=int, default=200_000, help="to encode")
     parser.add_argument(
         "--minutes", type=float, help="stop after these, the rate fallen by then; those of `all` are divided among the stages"
@@ -76,8 +86,10 @@ def fastest_precision() -> str:
 def _runner(stage: str, arguments: argparse.Namespace) -> Callable[[], None]:
     from training.decoder import train_decoder
     from training.from_release import start_from_release
+    from training.inpainting import train_inpainting
     from training.judge import train_judge
     from training.latents import cache_latents
+    from training.masked_latents import cache_masked_latents
     from training.release import release
     from training.text import train_text
     from training.tokenizer import train_tokenizer
@@ -91,6 +103,7 @@ def _runner(stage: str, arguments: argparse.Namespace) -> Callable[[], None]:
         minutes *= SHARES.get(stage, 0.0)
     rate = {} if arguments.rate is None else {"rate": arguments.rate}
     decay = {"decay": 0.0} if arguments.constant_rate else {}
+    ema = {} if arguments.ema is None else {"ema": arguments.ema}
 
     def rows(usual: int) -> int:
         return int((arguments.rows or usual) * arguments.times)
@@ -106,7 +119,17 @@ def _runner(stage: str, arguments: argparse.Namespace) -> Callable[[], None]:
             rows=rows(32),
             train_text=arguments.train_text,
             minutes=minutes,
-            **({} if arguments.ema is None else {"ema": arguments.ema}),
+            **ema,
+            **rate,
+            **decay,
+        ),
+        "masked-latents": lambda: cache_masked_latents(scenes=arguments.scenes, grammar=grammar, minutes=minutes),
+        "inpainting": lambda: train_inpainting(
+            grammar=grammar,
+            steps=arguments.steps or 20_000,
+            rows=rows(32),
+            minutes=minutes,
+            **ema,
             **rate,
             **decay,
         ),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from training.cache import cache_folder, report
-from training.unet import RELEASED
+from training.unet import RELEASED, save_shape
 from training.unet import WEIGHTS as UNET_WEIGHTS
 from triptych.checkpoints.checkpoint import Network, load_network
 from triptych.checkpoints.registry import find_model
@@ -38,4 +38,6 @@ def start_from_release(name: str = "vignette") -> None:
             report(stage, keeps=weights)
             continue
         load_network(model, network).save_weights(path)
+        if network is Network.UNET:
+            save_shape(path.parent, model.unet)
         report(stage, begins_with=f"{network.value} of {name}")

@@ -179,6 +179,19 @@ def marks_of(images: np.ndarray, seen: Seen, scenes: Sequence[Scene]) -> list[di
     ]
 
 
+def marks_within(images: np.ndarray, seen: Seen, things: Sequence[Thing], windows: np.ndarray) -> list[dict[str, bool]]:
+    """Whether each picture shows a thing as it was asked for in a part of it; without `background`.
+
+    Args:
+        things: One a picture.
+        windows: Of cells, 1 where the thing is looked for, float32 (n, 32, 32).
+    """
+    return [
+        _marks_of_thing(image, seen.shapes[i] * windows[i, ..., None], seen.body[i], thing)
+        for i, (image, thing) in enumerate(zip(images, things, strict=True))
+    ]
+
+
 def _marks(image: np.ndarray, shapes: np.ndarray, body: np.ndarray, scenery: str, scene: Scene) -> dict[str, bool]:
     of_things = [
         _marks_of_thing(image, shapes * window[..., None], body, thing)

@@ -13,6 +13,7 @@ from keras import ops
 
 from training.ahead import drawing_workers, in_order
 from training.cache import cache_folder, load_arrays, report, save_arrays
+from training.masks import kept_pixels
 from training.pictures import drawn_scenes
 from training.vae import vae_config
 from training.world.scenes import Grammar
@@ -53,18 +54,17 @@ def cache_latents(
     Args:
         minutes: Stops after the shard in which they end; at least one is encoded.
     """
-    encoder = build_vae_encoder(vae_config())
-    encoder.load_weights(cache_folder("vae") / "encoder.weights.h5")
+    encoder = trained_encoder()
     shards = [shard for shard in range(-(-scenes // SHARD)) if not _shard(grammar, shard).exists()]
     started = time.time()
     calls = [(grammar, min(SHARD, scenes - shard * SHARD), (seed, shard)) for shard in shards]
     drawn = in_order(drawn_scenes, calls, workers=drawing_workers())
-    encoded = 0
+    done = 0
     for shard, pictures in zip(shards, drawn, strict=True):
-        latents = _encoded(encoder, pictures.pop("images"))
-        encoded += len(latents)
+        latents = encoded(encoder, pictures.pop("images"))
+        done += len(latents)
         save_arrays(_shard(grammar, shard), {**pictures, "latents": latents})
-        report("latents", shard=shard, scenes_a_second=round(encoded / (time.time() - started), 1))
+        report("latents", shard=shard, scenes_a_second=round(done / (time.time() - started), 1))
         if minutes is not None and time.time() - started > 60 * minutes:
             break
 
@@ -73,11 +73,21 @@ def _shard(grammar: Grammar, shard: int) -> Path:
     return cache_folder("latents") / f"{grammar}-{shard:04d}.npz"
 
 
-def _encoded(encoder: keras.Model, images: np.ndarray) -> np.ndarray:
+def trained_encoder() -> keras.Model:
+    """The encoder that `vae` left, before whitening."""
+    encoder = build_vae_encoder(vae_config())
+    encoder.load_weights(cache_folder("vae") / "encoder.weights.h5")
+    return encoder
+
+
+def encoded(encoder: keras.Model, images: np.ndarray, masks: np.ndarray | None = None) -> np.ndarray:
+    """Means of pictures, uint8 (n, H, W, 3), or of what masks, uint8 (n, H, W), keep of them; float16 (n, H/8, W/8, 4)."""
+    masks = np.zeros(images.shape[:3], np.uint8) if masks is None else masks
     latents = []
     for start in range(0, len(images), BATCH):
-        part = images[start : start + BATCH].astype(np.float32) / 127.5 - 1
-        latents.append(np.asarray(encoder.predict_on_batch({"images": part})["mean"]).astype(np.float16))
+        rows = slice(start, start + BATCH)
+        mean = encoder.predict_on_batch({"images": kept_pixels(images[rows], masks[rows])})["mean"]
+        latents.append(np.asarray(mean).astype(np.float16))
     return np.concatenate(latents)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from training.masks import KINDS, random_mask
 from training.world.draw import SIDE, draw
 from training.world.scenes import Grammar, kept_out, random_scene, to_code, training_scene, twin
 
@@ -91,3 +92,20 @@ def drawn_scenes(grammar: Grammar, count: int, seed: tuple[int, int]) -> Batch:
             twins[i : i + 2] = i + 1, i
         i += len(pair)
     return {"images": images, "codes": np.stack(codes), "boxes": boxes, "twins": twins}
+
+
+def masked_scenes(grammar: Grammar, count: int, seed: tuple[int, int]) -> Batch:
+    """Scenes of the training part of a grammar, each under a mask; the kinds of masks take turns.
+
+    `images` uint8, `masks` uint8 (n, 128, 128), `codes` int8 (n, 9), `boxes` float32 (n, 2, 4).
+    """
+    rng = np.random.default_rng(seed)
+    images, masks = np.empty((count, SIDE, SIDE, 3), np.uint8), np.empty((count, SIDE, SIDE), np.uint8)
+    codes, boxes = [], np.zeros((count, 2, 4), np.float32)
+    for i in range(count):
+        scene = training_scene(rng, grammar)
+        drawing = draw(scene, rng)
+        images[i], masks[i] = drawing.image, random_mask(KINDS[i % len(KINDS)], drawing, rng)
+        boxes[i, : len(drawing.boxes)] = drawing.boxes
+        codes.append(to_code(scene))
+    return {"images": images, "masks": masks, "codes": np.stack(codes), "boxes": boxes}

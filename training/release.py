@@ -1,23 +1,27 @@
-"""The trained networks as a model's folder, in half precision."""
+"""The trained networks as a model's folder, in half precision; the inpainting sibling, where there is one, in a folder within."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import keras
+
+from training import inpainting
 from training.cache import cache_folder, report
 from training.decoder import WEIGHTS as DECODER_WEIGHTS
-from training.latents import measure_whitening, whitened_vae
+from training.latents import Whitening, measure_whitening, whitened_vae
 from training.text import text_config
-from training.unet import TEXT_WEIGHTS, trained_stage, unet_config
+from training.unet import TEXT_WEIGHTS, load_shape, trained_stage
 from training.unet import WEIGHTS as UNET_WEIGHTS
 from training.vae import vae_config
 from training.world.captions import all_words
 from triptych.checkpoints.checkpoint import ModelFacts
-from triptych.checkpoints.diffusers_folder import save_description, save_network
+from triptych.checkpoints.diffusers_folder import save_description, save_network, save_sibling
 from triptych.checkpoints.registry import EMBEDDED, find_model
 from triptych.models.text_encoder import build_text_encoder
 from triptych.models.unet import build_unet
 
+SIBLING = "inpainting"  # its folder within the model's
 SCHEDULER = {
     "_class_name": "DDIMScheduler",
     "num_train_timesteps": 1000,
@@ -58,22 +62,50 @@ def release(folder: Path | None = None, *, version: int | None = None) -> None:
     Args:
         folder: Where to.
         version: Names the spaces of latents and contexts; the one after the package's unless told.
+
+    Raises:
+        ValueError: There is a sibling that would not share them.
     """
     version = version or next_version()
     folder, stage = folder or EMBEDDED["vignette"], cache_folder(trained_stage())
-    encoder, decoder = whitened_vae(measure_whitening())
+    whitening = measure_whitening()
+    text_encoder, config = build_text_encoder(text_config()), load_shape(stage)
+    text_encoder.load_weights(stage / TEXT_WEIGHTS)
+    _check_sibling(folder, text_encoder, whitening)
+    encoder, decoder = whitened_vae(whitening)
     if (tuned := cache_folder("decoder") / DECODER_WEIGHTS).exists():
         decoder.load_weights(tuned)
     save_network(folder, "vae", vae_config(), encoder, decoder)
-    text_encoder, unet = build_text_encoder(text_config()), build_unet(unet_config())
-    text_encoder.load_weights(stage / TEXT_WEIGHTS)
+    unet = build_unet(config)
     unet.load_weights(stage / UNET_WEIGHTS)
     save_network(folder, "text_encoder", text_config(), text_encoder)
-    save_network(folder, "unet", unet_config(), unet)
+    save_network(folder, "unet", config, unet)
     for path in cache_folder("tokenizer").iterdir():
         if path.suffix in (".json", ".txt"):
             (folder / "tokenizer").mkdir(parents=True, exist_ok=True)
             (folder / "tokenizer" / path.name).write_bytes(path.read_bytes())
     save_description(folder, facts(version), SCHEDULER)
+    if _has_sibling():
+        save_network(folder / SIBLING, "unet", *inpainting.build_trained())
+        save_sibling(folder / SIBLING, "vignette-inpainting", "..")
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     report("release", folder=folder.name, megabytes=round(size / 1e6, 2))
+
+
+def _has_sibling() -> bool:
+    return (cache_folder(inpainting.STAGE) / UNET_WEIGHTS).exists()
+
+
+def _check_sibling(folder: Path, text_encoder: keras.Model, whitening: Whitening) -> None:
+    """Both models share all but their U-Nets, so they are released together.
+
+    Raises:
+        ValueError: The sibling was trained with something else; or the folder has one and none was trained here.
+    """
+    if _has_sibling():
+        inpainting.refuse_other_spaces(text_encoder, whitening)
+    elif (folder / SIBLING).exists():
+        raise ValueError(
+            f"{folder / SIBLING} shares the text encoder and the autoencoder that this release would replace: "
+            "train `inpainting` too, or remove it"
+        )

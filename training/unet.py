@@ -22,6 +22,8 @@ from training.tokenizer import CONTEXT_LENGTH, load_tokenizer
 from training.vae import start_blocks_as_identity
 from training.world.captions import caption
 from training.world.scenes import NO_THING, Grammar, from_code
+from triptych.checkpoints.diffusers_folder import save_json
+from triptych.checkpoints.weights import read_json
 from triptych.models.config import UNetConfig
 from triptych.models.text_encoder import build_text_encoder
 from triptych.models.unet import build_unet
@@ -31,15 +33,19 @@ BOX_WEIGHT = 3.0
 SNR_LIMIT = 5.0
 LATENT_SIDE = 16
 WEIGHTS = "unet.weights.h5"
+SHAPE = "unet.json"  # the configuration of the weights beside it
 TEXT_WEIGHTS = "text_encoder.weights.h5"
 RELEASED = "unet-released"  # where `from-release` puts weights to begin with
 ALPHAS_CUMPROD = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
 
 
 def unet_config() -> UNetConfig:
-    """Plain at 16x16; the text comes in at 8x8 and 4x4."""
+    """What a run from zero has: plain at 16x16; the text comes in at 8x8 and 4x4.
+
+    4.9 million parameters, so that this U-Net, the inpainting one, the VAE and the text encoder are 30 MB in half precision.
+    """
     return UNetConfig(
-        block_out_channels=(64, 96, 128),
+        block_out_channels=(64, 96, 112),
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
         layers_per_block=1,
@@ -50,25 +56,40 @@ def unet_config() -> UNetConfig:
     )
 
 
+def save_shape(folder: Path, config: UNetConfig) -> None:
+    """Writes what the weights of a folder are of."""
+    save_json(folder / SHAPE, config.to_dict())
+
+
+def load_shape(folder: Path) -> UNetConfig:
+    """What the weights of a folder are of. A run goes on with the shape it began with, whatever one from zero has now."""
+    return UNetConfig.from_dict(read_json(folder / SHAPE))
+
+
 class UNetTraining(keras.Model):
     """Text encoder and U-Net, and the loss of each row.
 
     min-SNR weighting of v-prediction is min(SNR, 5) / (SNR + 1) (Hang et al. 2023, arXiv:2303.09556).
     """
 
-    def __init__(self, *, train_text: bool = False) -> None:
+    def __init__(self, config: UNetConfig, *, train_text: bool = False) -> None:
         super().__init__()
         self.text_encoder = build_text_encoder(text_config())
         self.text_encoder.trainable = train_text
-        self.unet = build_unet(unet_config())
+        self.unet = build_unet(config)
         start_blocks_as_identity(self.unet)
+
+    def seen(self, batch: Any, noisy: Any) -> Any:
+        """What the network sees of a batch, float32 (B, 16, 16, C)."""
+        return noisy
 
     def call(self, batch: Any) -> Any:
         context = self.text_encoder({"tokens": batch["tokens"]})["context"]
         latents, noise = ops.cast(batch["latents"], "float32"), ops.cast(batch["noise"], "float32")
         alpha, sigma = ops.cast(batch["alpha"], "float32"), ops.cast(batch["sigma"], "float32")
         noisy, target = alpha * latents + sigma * noise, alpha * noise - sigma * latents
-        prediction = self.unet({"latents": noisy, "timestep": batch["timestep"], "context": context})["prediction"]
+        seen = self.seen(batch, noisy)
+        prediction = self.unet({"latents": seen, "timestep": batch["timestep"], "context": context})["prediction"]
         error = ops.square(ops.cast(prediction, "float32") - target) * ops.cast(batch["weight"], "float32")
         return ops.mean(error, axis=(1, 2, 3))
 
@@ -129,17 +150,9 @@ class Batches:
         timesteps, noise = rng.integers(0, 1000, self.rows), rng.standard_normal(latents.shape, dtype=np.float32)
         second = np.flatnonzero(like_before)
         timesteps[second], noise[second] = timesteps[second - 1], noise[second - 1]
-        alphas = ALPHAS_CUMPROD[timesteps].reshape(-1, 1, 1, 1)
-        ratio = alphas / (1 - alphas)
-        weight = np.minimum(ratio, SNR_LIMIT) / (ratio + 1)
         places = np.stack([place_weights(source.boxes[i]) for source, i in picks])
         return {
-            "latents": latents,
-            "noise": noise,
-            "timestep": timesteps.astype(np.float32),
-            "alpha": np.sqrt(alphas).astype(np.float32),
-            "sigma": np.sqrt(1 - alphas).astype(np.float32),
-            "weight": (weight * places).astype(np.float32),
+            **to_denoise(latents, timesteps, noise, places),
             "tokens": self.tokenizer.encode(texts, CONTEXT_LENGTH),
         }
 
@@ -156,6 +169,26 @@ class Batches:
             picks += [(scenes, i) for i in both]
             like_before += [False, True][: len(both)]
         return picks[: self.rows], np.array(like_before[: self.rows])
+
+
+def to_denoise(latents: np.ndarray, timesteps: np.ndarray, noise: np.ndarray, places: np.ndarray) -> Batch:
+    """White latents (B, 16, 16, 4) with their noise, how much of each the network sees, and how much each error weighs.
+
+    Args:
+        timesteps: 0..999, (B,).
+        noise: Of the latents' shape.
+        places: Weights of the places, (B, 16, 16, 1).
+    """
+    alphas = ALPHAS_CUMPROD[timesteps].reshape(-1, 1, 1, 1)
+    ratio = alphas / (1 - alphas)
+    return {
+        "latents": latents,
+        "noise": noise,
+        "timestep": timesteps.astype(np.float32),
+        "alpha": np.sqrt(alphas).astype(np.float32),
+        "sigma": np.sqrt(1 - alphas).astype(np.float32),
+        "weight": (np.minimum(ratio, SNR_LIMIT) / (ratio + 1) * places).astype(np.float32),
+    }
 
 
 def place_weights(boxes: np.ndarray) -> np.ndarray:
@@ -190,13 +223,19 @@ def train_unet(
 ) -> None:
     """Trains on the cached latents of a grammar and keeps the averaged weights.
 
-    A run without a state begins with what was learnt of a narrower grammar, or with what was released, where that is there.
+    A run without a state begins with what was learnt of a narrower grammar, or with what was released, where that is there, and
+    keeps the shape of that.
     """
     use_fast_group_norm()
     stage = f"unet-{grammar}"
-    network = UNetTraining(train_text=train_text)
+    folder = cache_folder(stage)
+    goes_on = (folder / "state.npz").exists()
+    before = None if goes_on else starting_weights(grammar)
+    shape = load_shape(folder) if goes_on else load_shape(before.parent) if before else unet_config()
+    save_shape(folder, shape)
+    network = UNetTraining(shape, train_text=train_text)
     network.text_encoder.load_weights(cache_folder("text") / "encoder.weights.h5")
-    if not (cache_folder(stage) / "state.npz").exists() and (before := starting_weights(grammar)):
+    if before:
         network.unet.load_weights(before)
         report(stage, begins_with=before.parent.name)
     schedule = Schedule(steps=steps, rate=rate, decay=decay, minutes=minutes, ema=ema, seed=41, report_every=100)
@@ -204,8 +243,8 @@ def train_unet(
     batches = Batches(sources_for(grammar), rows, lambda step: schedule.progress(step, time.time() - started))
     train(network, batches, schedule, stage, optimizer=TwoRates)
     use_averages(network)
-    network.unet.save_weights(cache_folder(stage) / WEIGHTS)
-    network.text_encoder.save_weights(cache_folder(stage) / TEXT_WEIGHTS)
+    network.unet.save_weights(folder / WEIGHTS)
+    network.text_encoder.save_weights(folder / TEXT_WEIGHTS)
 
 
 _WIDEST_FIRST = (Grammar.FULL, Grammar.ONE_THING, Grammar.FIRST_LIGHT)

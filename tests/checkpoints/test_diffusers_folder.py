@@ -16,13 +16,14 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from tests.tiny_models import FACTS, SCHEDULER, TEXT_ENCODER, UNET, VAE, write_tiny_model
+from tests.tiny_models import FACTS, INPAINTING_UNET, SCHEDULER, TEXT_ENCODER, UNET, VAE, write_tiny_model
 from triptych.checkpoints.checkpoint import ModelFacts, Network, load_network, load_weights
-from triptych.checkpoints.diffusers_folder import DiffusersFolder, save_description, save_json, save_network
+from triptych.checkpoints.diffusers_folder import DiffusersFolder, save_description, save_json, save_network, save_sibling
 from triptych.errors import CheckpointError
 from triptych.models.config import STABLE_DIFFUSION_1_5_VAE, CLIPTextConfig, UNetConfig
 from triptych.sampling import ScheduleConfig
 from triptych.sampling.samplers import REPLACEMENTS
+from triptych.stages.fit import check_fit
 
 Tensors = dict[str, np.ndarray]
 
@@ -54,6 +55,15 @@ def test_the_folder_says_what_was_written(folder: Path):
     assert (files.text_encoder, files.unet, files.vae) == (TEXT_ENCODER, UNET, VAE)
     assert (files.facts, files.scheduler) == (FACTS, SCHEDULER)
     assert files.config(Network.VAE_DECODER) is files.config(Network.VAE_ENCODER) is files.vae
+
+
+def test_it_says_the_size_of_a_picture_as_diffusers_pipelines_ask_for_it(folder: Path):
+    def sizes() -> list[Any]:
+        return [json.loads((folder / part / "config.json").read_text())["sample_size"] for part in ("vae", "unet")]
+
+    assert sizes() == [32, 4]
+    save_description(folder, replace(FACTS, sizes=((64, 32),)), SCHEDULER)
+    assert sizes() == [[32, 64], [4, 8]]
 
 
 def test_a_model_without_vocabulary_knows_every_word(tmp_path: Path):
@@ -499,3 +509,52 @@ def test_the_documented_table_of_samplers_is_the_one_that_holds(root: Path):
     table = page.partition("| class | is replaced by |\n|---|---|\n")[2].partition("\n\n")[0]
     assert dict(re.findall(r"^\| `(\w+)` \| `([\w+]+)` \|$", table, re.MULTILINE)) == REPLACEMENTS
     assert len(table.splitlines()) == len(REPLACEMENTS)
+
+
+# A model that shares all but its U-Net with another
+
+
+@pytest.fixture
+def sibling(folder: Path, tmp_path: Path) -> Path:
+    inpainting = write_tiny_model(tmp_path / "inpainting", unet=INPAINTING_UNET)
+    shutil.move(inpainting / "unet", folder / "sibling" / "unet")
+    save_sibling(folder / "sibling", "tiny-inpainting", "..")
+    return folder / "sibling"
+
+
+def test_a_sibling_has_its_own_unet_and_the_other_parts_of_its_base(folder: Path, sibling: Path):
+    files, base = DiffusersFolder(sibling), DiffusersFolder(folder)
+    assert files.facts == replace(FACTS, model="tiny-inpainting")
+    assert (files.text_encoder, files.unet, files.vae) == (TEXT_ENCODER, INPAINTING_UNET, VAE)
+    assert files.scheduler == SCHEDULER and files.tokenizer == sibling / ".." / "tokenizer"
+    for network in Network:
+        assert (files.weights_digest(network) == base.weights_digest(network)) is (network is not Network.UNET)
+    with files.tensors(Network.UNET) as tensors:
+        assert tensors.read("conv_in.weight").shape[1] == 9
+    with files.tensors(Network.VAE_DECODER) as tensors:
+        assert "decoder.conv_in.weight" in tensors.names()
+    check_fit(files)
+
+
+def test_what_a_sibling_has_itself_goes_before_its_base(folder: Path, sibling: Path):
+    save_json(sibling / "scheduler" / "scheduler_config.json", {**SCHEDULER, "beta_end": 0.03})
+    save_json(sibling / "triptych.json", {"model": "other", "base": "..", "num_steps": 7})
+    files = DiffusersFolder(sibling)
+    assert files.scheduler["beta_end"] == 0.03 and files.facts == replace(FACTS, model="other", num_steps=7)
+
+
+@pytest.mark.parametrize(
+    ("base", "sentence"),
+    [
+        (3, "must be a folder relative to it, not '3'"),
+        ("/models/sd", "must be a folder relative to it, not '/models/sd'"),
+        ("../gone", "there is no .*gone, which .* names as its base"),
+        (".", "has a base itself"),
+    ],
+)
+def test_a_base_that_is_none_is_refused(sibling: Path, base: object, sentence: str):
+    save_json(sibling / "triptych.json", {"model": "other", "base": base})
+    with pytest.raises(CheckpointError, match=sentence):
+        DiffusersFolder(sibling).facts  # noqa: B018 - read for its error
+    with pytest.raises(CheckpointError, match=sentence):
+        DiffusersFolder(sibling).weights_digest(Network.VAE_DECODER)

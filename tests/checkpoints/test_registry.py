@@ -3,6 +3,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,14 @@ import pytest
 
 from tests import tiny_models
 from tests.fake_hub import FakeHub
-from tests.tiny_models import write_tiny_model
+from tests.tiny_models import FACTS, write_tiny_model
 from triptych.checkpoints import hub, registry
 from triptych.checkpoints.checkpoint import Checkpoint, Network
-from triptych.checkpoints.diffusers_folder import save_json
-from triptych.checkpoints.entries import write_entry
+from triptych.checkpoints.diffusers_folder import save_description, save_json
+from triptych.checkpoints.entries import PACKAGE_FILE, read_file, write_entry
 from triptych.checkpoints.registry import EMBEDDED, NamedModel, Registry, find_model
 from triptych.errors import CheckpointError
+from triptych.sampling.samplers import replaced_sampler
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +53,28 @@ class TestNames:
     def test_the_embedded_model_is_package_data(self) -> None:
         assert EMBEDDED["vignette"].parent.name == "triptych"
         assert find_model("vignette").facts.model == "vignette"
+
+    def test_every_embedded_model_has_an_entry(self) -> None:
+        assert {name: read_file(PACKAGE_FILE)[name].source.path for name in EMBEDDED} == EMBEDDED
+
+    @pytest.mark.parametrize("name", [name for name, folder in EMBEDDED.items() if not folder.exists()])
+    def test_a_model_without_weights_yet_is_refused_in_a_sentence(self, names: Names, name: str) -> None:
+        assert name not in Registry.read(names.file, names.folder).entries
+        with pytest.raises(CheckpointError, match=f"^{name} has not been released: its weights are not in this package$"):
+            names.find(name)
+
+    def test_the_embedded_models_share_what_is_the_same(self) -> None:
+        lender, *siblings = [find_model(name) for name, folder in EMBEDDED.items() if folder.exists()]
+        for sibling in siblings:
+            assert replace(sibling.facts, model=lender.facts.model) == lender.facts
+            shared = set(Network) - {Network.UNET}
+            assert all(sibling.weights_digest(network) == lender.weights_digest(network) for network in shared)
+
+    def test_all_weights_of_the_package_are_small_enough_to_travel_with_it(self) -> None:
+        folder = Path(registry.__file__).parents[1]
+        weights = [path for path in folder.rglob("*") if path.suffix in (".safetensors", ".h5", ".bin", ".npz", ".onnx")]
+        assert {path.parts[-2] for path in weights} >= {"unet", "vae", "text_encoder"}
+        assert sum(path.stat().st_size for path in weights) <= 32_000_000
 
     def test_a_path_is_the_folder_as_it_is(self, tiny: Path, names: Names) -> None:
         found: Checkpoint = names.find(str(tiny))
@@ -248,6 +272,17 @@ class TestTheHub:
         names.add("open", folder)
         assert names.find("another").facts.warnings == ()
         assert names.find("same").facts.warnings == names.find("open").facts.warnings != ()
+
+    def test_other_warnings_stay(self, names: Names, tmp_path: Path) -> None:
+        folder = write_tiny_model(tmp_path / "plain")
+        scheduler = {"_class_name": "DEISMultistepScheduler"}
+        _, about_the_sampler = replaced_sampler(scheduler)
+        assert about_the_sampler is not None
+        save_description(folder, replace(FACTS, sampler="dpm++_2m", warnings=(about_the_sampler, "it is old")), scheduler)
+        names.add("another", folder, sampler="euler")
+        names.add("same", folder, sampler="dpm++_2m")
+        assert names.find("another").facts.warnings == ("it is old",)
+        assert names.find("same").facts.warnings == (about_the_sampler, "it is old")
 
 
 class TestSingleFiles:

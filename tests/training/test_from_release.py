@@ -11,7 +11,7 @@ from keras import ops
 from training.from_release import start_from_release
 from training.release import release
 from training.tokenizer import load_tokenizer
-from training.unet import RELEASED, starting_weights, unet_config
+from training.unet import RELEASED, load_shape, starting_weights
 from training.vae import vae_config
 from training.world.scenes import Grammar
 from triptych.checkpoints.checkpoint import Network, load_network
@@ -28,8 +28,9 @@ def started(cache_folder: Path) -> Path:
 
 def test_every_network_that_learns_on_begins_with_the_released_weights(started: Path) -> None:
     released = find_model("vignette")
+    assert load_shape(started / RELEASED) == released.unet
     for network, ours, path in (
-        (Network.UNET, build_unet(unet_config()), started / RELEASED / "unet.weights.h5"),
+        (Network.UNET, build_unet(load_shape(started / RELEASED)), started / RELEASED / "unet.weights.h5"),
         (Network.VAE_DECODER, build_vae_decoder(vae_config()), started / "vae" / "decoder.weights.h5"),
     ):
         ours.load_weights(path)

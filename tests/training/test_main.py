@@ -32,11 +32,13 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
         "latents": "cache_latents",
         "text": "train_text",
         "unet": "train_unet",
+        "masked-latents": "cache_masked_latents",
+        "inpainting": "train_inpainting",
         "decoder": "train_decoder",
         "release": "release",
     }
     for stage, function in functions.items():
-        monkeypatch.setattr(f"training.{stage}.{function}", recorder(stage))
+        monkeypatch.setattr(f"training.{stage.replace('-', '_')}.{function}", recorder(stage))
     return made
 
 
@@ -50,10 +52,11 @@ def test_all_stages_run_in_order_within_the_minutes(calls: Calls, monkeypatch: p
     assert tuple(calls) == STAGES
     assert {stage: calls[stage]["minutes"] for stage in SHARES} == pytest.approx({stage: 28 * s for stage, s in SHARES.items()})
     assert 0.8 < sum(SHARES.values()) < 0.9
-    assert {stage: calls[stage]["rows"] for stage in ("vae", "text", "unet", "decoder")} == {
+    assert {stage: calls[stage]["rows"] for stage in ("vae", "text", "unet", "inpainting", "decoder")} == {
         "vae": 64,
         "text": 768,
         "unet": 256,
+        "inpainting": 256,
         "decoder": 16,
     }
     assert calls["unet"]["train_text"]

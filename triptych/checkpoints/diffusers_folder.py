@@ -10,6 +10,7 @@
     tokenizer/      vocab.json  merges.txt  tokenizer_config.json  special_tokens_map.json
 
 triptych.json is our own: what diffusers' files do not say, and docs/checkpoints.md says how it is derived where there is none.
+Its `base` names another folder, relative to this one, that lends whatever parts and facts this one does not have itself.
 In place of a file of weights there may be its half-precision variant (`model.fp16.safetensors`), or an index and the shards that
 it lists. Reading configurations imports no keras.
 """
@@ -55,7 +56,8 @@ class DiffusersFolder:
     def facts(self) -> ModelFacts:
         self._refuse_other_pipelines()
         if self._says_what_it_is:
-            return ModelFacts.from_dict(read_json(self.path / "triptych.json"))
+            lent = {} if self._base is None else asdict(self._base.facts)
+            return ModelFacts.from_dict({**lent, **{name: value for name, value in self._told.items() if name != BASE}})
         sampler, warning = replaced_sampler(self.scheduler)
         return ModelFacts(
             model=self.name,
@@ -70,7 +72,7 @@ class DiffusersFolder:
 
     @cached_property
     def text_encoder(self) -> CLIPTextConfig:
-        return CLIPTextConfig.from_dict(read_json(self.path / "text_encoder" / "config.json"))
+        return CLIPTextConfig.from_dict(read_json(self._holder("text_encoder").path / "text_encoder" / "config.json"))
 
     @cached_property
     def unet(self) -> UNetConfig:
@@ -78,17 +80,18 @@ class DiffusersFolder:
 
     @cached_property
     def vae(self) -> VAEConfig:
-        return VAEConfig.from_dict(read_json(self.path / "vae" / "config.json"))
+        return VAEConfig.from_dict(read_json(self._holder("vae").path / "vae" / "config.json"))
 
     @cached_property
     def scheduler(self) -> dict[str, Any]:
         """The noise schedule and the sampler's options, with diffusers' names."""
-        values = read_json(self.path / "scheduler" / "scheduler_config.json")
-        return values if self._says_what_it_is else {**values, **_PIPELINE_OPTIONS}
+        holder = self._holder("scheduler")
+        values = read_json(holder.path / "scheduler" / "scheduler_config.json")
+        return values if holder._says_what_it_is else {**values, **_PIPELINE_OPTIONS}
 
     @property
     def tokenizer(self) -> Path:
-        return self.path / "tokenizer"
+        return self._holder("tokenizer").path / "tokenizer"
 
     def config(self, network: Network) -> NetworkConfig:
         config: NetworkConfig = getattr(self, network.subfolder)
@@ -113,14 +116,42 @@ class DiffusersFolder:
 
     @cached_property
     def _unet(self) -> dict[str, Any]:
-        return read_json(self.path / "unet" / "config.json")
+        return read_json(self._holder("unet").path / "unet" / "config.json")
 
     @property
     def _says_what_it_is(self) -> bool:
         return (self.path / "triptych.json").exists()
 
+    @cached_property
+    def _told(self) -> dict[str, Any]:
+        """What triptych.json says; nothing where there is none."""
+        return read_json(self.path / "triptych.json") if self._says_what_it_is else {}
+
+    @cached_property
+    def _base(self) -> DiffusersFolder | None:
+        """The model that lends what this one does not have itself."""
+        if BASE not in self._told:
+            return None
+        name = self._told[BASE]
+        if not isinstance(name, str) or Path(name).is_absolute():
+            raise CheckpointError(
+                f"base in {self.path / 'triptych.json'} must be a folder relative to it, not {str(name)[:64]!r}"
+            )
+        base = DiffusersFolder(self.path / name)
+        if not base.path.is_dir():
+            raise CheckpointError(f"there is no {base.path}, which {self.path / 'triptych.json'} names as its base")
+        if BASE in base._told:
+            raise CheckpointError(f"{base.path} has a base itself, so it is none of {self.path}")
+        return base
+
+    def _holder(self, part: str) -> DiffusersFolder:
+        """Whose folder of that part is read."""
+        return self if self._base is None or (self.path / part).exists() else self._base
+
     def _weights(self, network: Network) -> Path:
         """The file of weights, or the index of its shards."""
+        if (holder := self._holder(network.subfolder)) is not self:
+            return holder._weights(network)
         folder = self.path / network.subfolder
         there = {path.name for path in folder.glob("*")}
         if (name := weights_file(network, there, self.variant)) is not None:
@@ -143,6 +174,9 @@ PIPELINES = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "Stabl
 """Classes of model_index.json whose parts are ours. Others have other networks, or other uses of the same ones."""
 
 HALF_PRECISION = "fp16"
+
+BASE = "base"
+"""Key of triptych.json: the folder, relative to this one, of the model whose other parts this one shares."""
 
 
 def weights_file(network: Network, names: Collection[str], variant: str | None = None) -> str | None:
@@ -192,10 +226,36 @@ def save_config(folder: Path, subfolder: str, config: NetworkConfig) -> Path:
 
 
 def save_description(folder: Path, facts: ModelFacts, scheduler: Mapping[str, Any]) -> None:
-    """Writes what is beside the networks and the tokenizer: our facts, the noise schedule, and diffusers' list of parts."""
+    """Writes what is beside the networks and the tokenizer: our facts, the noise schedule, and diffusers' list of parts.
+
+    The configurations of U-Net and VAE, where both are there, are told the size of the model's pictures.
+    """
+    save_sample_sizes(folder, *facts.sizes[0])
     save_json(folder / "triptych.json", {name: value for name, value in asdict(facts).items() if value not in (None, ())})
     save_json(folder / "scheduler" / "scheduler_config.json", scheduler)
     save_json(folder / "model_index.json", {**_MODEL_INDEX, "scheduler": ["diffusers", scheduler["_class_name"]]})
+
+
+def save_sample_sizes(folder: Path, width: int, height: int) -> None:
+    """`sample_size`, by which diffusers' pipelines know the size of a picture: the VAE's in pixels, the U-Net's in latents."""
+    vae, unet = (folder / part / "config.json" for part in ("vae", "unet"))
+    if not (vae.exists() and unet.exists()):
+        return
+    downsampling = VAEConfig.from_dict(read_json(vae)).downsampling
+    for path, pixels in ((vae, 1), (unet, downsampling)):
+        size = width // pixels if width == height else [height // pixels, width // pixels]
+        save_json(path, {**read_json(path), "sample_size": size})
+
+
+def save_sibling(folder: Path, model: str, base: str) -> None:
+    """Writes what stands beside the networks of a model that shares all its other parts, and its facts, with another.
+
+    Args:
+        folder: Of the model.
+        model: Its name.
+        base: The other model's folder, relative to this one.
+    """
+    save_json(folder / "triptych.json", {"model": model, BASE: base})
 
 
 def save_json(path: Path, values: Mapping[str, Any]) -> None:

@@ -145,11 +145,14 @@ def user_models_file() -> Path:
 def read_entries(user_file: Path | None = None) -> dict[str, ModelEntry]:
     """All models by name: the package's, and over them those of the user's file, if there is one.
 
+    A model of the package's own whose folder is not in it has not been released, and is no model yet.
+
     Raises:
         CheckpointError: A file cannot be read or is not TOML, or an entry is impossible; file, entry and key are named.
     """
     own = user_file or user_models_file()
-    return {**read_file(PACKAGE_FILE), **(read_file(own) if own.exists() else {})}
+    released = {name: entry for name, entry in read_file(PACKAGE_FILE).items() if not entry.source.is_gone}
+    return {**released, **(read_file(own) if own.exists() else {})}
 
 
 def read_file(path: Path) -> dict[str, ModelEntry]:

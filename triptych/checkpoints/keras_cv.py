@@ -31,7 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from triptych.checkpoints.checkpoint import ModelFacts, Network
-from triptych.checkpoints.diffusers_folder import save_config, save_description, save_json
+from triptych.checkpoints.diffusers_folder import save_config, save_description, save_json, save_sample_sizes
 from triptych.checkpoints.weights import first_names
 from triptych.errors import CheckpointError
 from triptych.models.config import (
@@ -346,6 +346,7 @@ def _describe(folder: Path, preset: Preset) -> None:
     for part in PARTS:
         if not (folder / part / "config.json").exists():
             save_config(folder, part, preset.config(part))
+    save_sample_sizes(folder, *preset.facts.sizes[0])
 
 
 def _refuse_full_disk(

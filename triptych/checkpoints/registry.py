@@ -30,8 +30,10 @@ from triptych.checkpoints.single_file import SingleFile, SingleFileOptions
 from triptych.checkpoints.weights import Tensors
 from triptych.errors import CheckpointError
 from triptych.models.config import CLIPTextConfig, NetworkConfig, UNetConfig, VAEConfig
+from triptych.sampling.samplers import replaced_sampler
 
-EMBEDDED = {"vignette": Path(__file__).parents[1] / "vignette"}
+_PACKAGE = Path(__file__).parents[1]
+EMBEDDED = {"vignette": _PACKAGE / "vignette", "vignette-inpainting": _PACKAGE / "vignette" / "inpainting"}
 
 OnProgress = Callable[[int, int], None]
 """Is told how many bytes are there, and of how many in all."""
@@ -122,6 +124,8 @@ class Registry:
         )
 
     def _unknown(self, name: str) -> str:
+        if name in read_file(PACKAGE_FILE):
+            return f"{name} has not been released: its weights are not in this package"
         nearest = difflib.get_close_matches(name, self.entries, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(nearest)}?" if nearest else "`triptych models list` names those there are"
         return f"there is no model {name!r}, neither by that name nor at that path, and it is no owner/name on the Hub: {hint}"
@@ -270,8 +274,9 @@ class NamedModel:
     @cached_property
     def facts(self) -> ModelFacts:
         told, known = self._checkpoint().facts, self._known_facts()
-        if known.get("sampler", told.sampler) != told.sampler:
-            known["warnings"] = ()  # they are about the sampler of the checkpoint's own
+        if told.warnings and known.get("sampler", told.sampler) != told.sampler:
+            _, about_its_own_sampler = replaced_sampler(self.scheduler)
+            known["warnings"] = tuple(warning for warning in told.warnings if warning != about_its_own_sampler)
         return replace(told, **known)
 
     @cached_property
