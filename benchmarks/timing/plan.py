@@ -1,0 +1,165 @@
+"""What a run measures: the profiles, and what the command line changes in them. All of it is data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from benchmarks.stand_in import HEIGHT, WIDTH
+from benchmarks.timing.asking import Asked
+from benchmarks.timing.scenarios import ALL_IN_ONE, ONE_ENDPOINT, THREE_ENDPOINTS, Scenario, replicas
+
+PARTS = ("wire", "sequential", "service-times", "open-loop", "cold-start")
+RANDOM_MODEL = "random-sd-v1-5"
+"""Stable Diffusion 1.5's networks at full size with random weights, written by benchmarks/random_checkpoint.py."""
+
+AGAIN = ", again"
+"""Behind a scenario's name: the same processes measured once more in each round. What these two differ by is noise."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """One kind of request of a mixture."""
+
+    width: int
+    height: int
+    num_steps: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.width}x{self.height}, {self.num_steps} steps"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """The open loop.
+
+    Attributes:
+        kinds: Equally likely.
+        requests: Of one load.
+        most: Loads in search of a scenario's knee.
+        slow: At the knee p95 is so many times what a request takes that is alone.
+        flood_requests: Of the last load, which comes at `flood_rate` times the knee; 0 leaves it out.
+    """
+
+    kinds: tuple[Kind, ...]
+    requests: int
+    most: int
+    slow: float
+    flood_requests: int
+    flood_rate: float = 3.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """One run.
+
+    Attributes:
+        batch: Pictures of one request of the sequential part.
+        rounds: Of the sequential part.
+        peers: By their names in `peers/__init__.py`.
+        parts: Of `PARTS`.
+        threads: That a network may use, and all replicas together.
+        keep_all: Whether all scenarios stay resident; else one at a time.
+        batch_sizes: Rows for which each stage's time is measured.
+        compiled_starts: Cold starts of each scenario from compiled networks; one more comes before them, from nothing.
+        extrapolate_to: Steps for which the sequential part's seconds are extrapolated; None is not at all.
+        busy_share: A unit is flagged when others took more than this share of the machine.
+        repeat_busy: How often a flagged unit is measured again.
+        seed: Of arrivals and pictures.
+    """
+
+    profile: str
+    model: str
+    width: int
+    height: int
+    batch: int
+    num_steps: int
+    rounds: int
+    scenarios: tuple[Scenario, ...]
+    peers: tuple[str, ...]
+    parts: tuple[str, ...] = PARTS
+    threads: int
+    keep_all: bool
+    load: Load
+    batch_sizes: tuple[int, ...]
+    compiled_starts: int
+    extrapolate_to: int | None = None
+    busy_share: float = 0.1
+    repeat_busy: int = 0
+    seed: int = 0
+
+    @property
+    def sizes(self) -> tuple[tuple[int, int], ...]:
+        """Of all pictures that are asked for, the sequential part's first."""
+        wanted = [(self.width, self.height), *((kind.width, kind.height) for kind in self.load.kinds)]
+        return tuple(dict.fromkeys(wanted))
+
+    def picture(self, number: int) -> Asked:
+        """What the sequential part asks for in a round."""
+        return Asked(
+            num_images=self.batch, num_steps=self.num_steps, width=self.width, height=self.height, seed=self.seed + number
+        )
+
+    def single_pictures(self) -> list[Asked]:
+        """One of each kind of the open loop."""
+        return [
+            Asked(num_images=1, num_steps=kind.num_steps, width=kind.width, height=kind.height, seed=self.seed)
+            for kind in self.load.kinds
+        ]
+
+
+SCENARIOS = (ALL_IN_ONE, THREE_ENDPOINTS, ONE_ENDPOINT, replicas(2))
+DIFFUSERS = ("diffusers-float32", "diffusers-bfloat16", "diffusers-compiled", "diffusers-openvino")
+KERAS_CV = ("keras-cv", "keras-cv-without-xla", "keras-cv-bfloat16")
+
+
+def quick(threads: int) -> Plan:
+    """Vignette, at the ancestor's batch of 4: under 15 minutes on two cores."""
+    kinds = tuple(Kind(width=width, height=128, num_steps=steps) for width in (128, 192) for steps in (10, 25))
+    return Plan(
+        profile="quick",
+        model="vignette",
+        width=128,
+        height=128,
+        batch=4,
+        num_steps=25,
+        rounds=10,
+        scenarios=SCENARIOS,
+        peers=DIFFUSERS,
+        threads=threads,
+        keep_all=True,
+        load=Load(kinds=kinds, requests=50, most=5, slow=4.0, flood_requests=200),
+        batch_sizes=(1, 2, 4, 8),
+        compiled_starts=2,
+    )
+
+
+def real_size(threads: int) -> Plan:
+    """Stable Diffusion 1.5's size with random weights."""
+    kinds = (Kind(width=512, height=512, num_steps=2), Kind(width=512, height=512, num_steps=5))
+    return Plan(
+        profile="real-size",
+        model=RANDOM_MODEL,
+        width=512,
+        height=512,
+        batch=1,
+        num_steps=5,
+        rounds=5,
+        scenarios=SCENARIOS,
+        peers=(*DIFFUSERS, *KERAS_CV),
+        threads=threads,
+        keep_all=False,
+        load=Load(kinds=kinds, requests=12, most=3, slow=4.0, flood_requests=0),
+        batch_sizes=(1, 2),
+        compiled_starts=1,
+        extrapolate_to=25,
+    )
+
+
+def with_sizes_of_stand_in(plan: Plan) -> Plan:
+    """The plan with the one size that the stand-in has."""
+    kinds = tuple(dict.fromkeys(replace(kind, width=WIDTH, height=HEIGHT) for kind in plan.load.kinds))
+    return replace(plan, width=WIDTH, height=HEIGHT, load=replace(plan.load, kinds=kinds))
+
+
+PROFILES = {"quick": quick, "real-size": real_size}
