@@ -10,6 +10,12 @@ DEMO_EXTRAS := openvino
 TEST_EXTRAS := openvino,tensorflow,jax,bench,dev
 REFERENCE_EXTRAS := openvino,keras-cv,reference,dev
 
+# Tests run in several processes, four at most: each may hold a gigabyte. A file's tests stay together, so that what they share is
+# made once; files come in the order of their names, because those with the fewest tests, which would be last, take longest.
+PYTEST = -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
+APT_INSTALL = DEBIAN_FRONTEND=noninteractive apt-get install -qq --yes --no-install-recommends
+
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 # The prompt of `make demo` reaches the shell as an environment variable, so that no quote in it can end the command.
@@ -17,7 +23,7 @@ export PROMPT
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-reference test-full lint fix up containers bench train constraints clean
+.PHONY: help demo test test-reference test-full lint fix up containers chromium environments bench bench-parts train constraints clean
 
 help:  ## list the verbs
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' $(MAKEFILE_LIST) | awk -F '\t' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -28,11 +34,11 @@ demo: $(VENV)/.installed-demo  ## a picture of PROMPT="..." from three services 
 up: $(VENV)/.installed-demo  ## start the gateway and the three stages, with MODEL=sd-v1-5, say, and leave them running until Ctrl-C
 	@$(VENV)/bin/triptych up
 
-test: $(VENV)/.installed-test $(TRITON)/.installed  ## all tests that need no torch
-	$(VENV)/bin/python -m pytest
+test: $(VENV)/.installed-test $(TRITON)/.installed chromium  ## all tests that need no torch
+	$(VENV)/bin/python $(PYTEST)
 
 test-reference: $(REFERENCE)/.installed  ## networks and samplers against diffusers, transformers and keras-cv
-	$(REFERENCE)/bin/python -m pytest tests/reference
+	$(REFERENCE)/bin/python $(PYTEST) tests/reference
 
 test-full: $(REFERENCE)/.installed  ## networks, memory and services at Stable Diffusion's full size; an hour, 16 GB of memory, 20 GB of disk
 	$(REFERENCE)/bin/python -m pytest tests/full
@@ -53,7 +59,24 @@ fix: $(VENV)/.installed-test  ## mend what a machine can mend: style, and the ge
 containers: $(VENV)/.installed-test  ## build the images, run compose.yaml for real and take it down; needs a container engine
 	$(VENV)/bin/python deploy/containers/try.py
 
-bench: $(VENV)/.installed-test  ## measure what the README states; the results go to benchmarks/results
+# A browser is the system's. Where it is not there and cannot be installed, make test goes on, and the tests that need it are skipped.
+chromium:  ## install the browser that the page is tested in: Debian's package, as root
+	@if ! command -v chromium-headless-shell > /dev/null && ! command -v chromium > /dev/null; then \
+		if command -v apt-get > /dev/null && [ "$$(id -u)" = 0 ]; then \
+			echo "Installing chromium-headless-shell"; \
+			$(APT_INSTALL) chromium-headless-shell || { apt-get update -qq && $(APT_INSTALL) chromium-headless-shell; } \
+				|| echo "chromium-headless-shell cannot be installed: tests of the page are skipped" >&2; \
+		else \
+			echo "There is no Chromium, and only root can install it: tests of the page are skipped" >&2; \
+		fi; \
+	fi
+
+environments: $(VENV)/.installed-test $(REFERENCE)/.installed $(TRITON)/.installed chromium  ## install what lint and the tests need; with -j side by side
+
+bench: $(VENV)/.installed-test  ## should you split, and how? triptych bench, whose options go into BENCH="..."; a quarter of an hour
+	$(VENV)/bin/triptych bench $(BENCH)
+
+bench-parts: $(VENV)/.installed-test  ## measure the gateway, the step batcher and adherence each by itself; the results go to benchmarks/results
 	$(VENV)/bin/python -m benchmarks.gateway
 	$(VENV)/bin/python -m benchmarks.batching
 	$(VENV)/bin/python -m benchmarks.adherence --keep
@@ -63,7 +86,7 @@ train: $(VENV)/.installed-test  ## go on training the embedded model; state live
 
 constraints: $(VENV)/bin/pip  ## write constraints.txt anew, with the newest versions that fit together
 	$(VENV)/bin/python -m pip install --dry-run --ignore-installed --quiet --report $(VENV)/report.json \
-		'.[$(TEST_EXTRAS),$(REFERENCE_EXTRAS)]' 'tritonclient[http]' hatchling editables
+		'.[$(TEST_EXTRAS),$(REFERENCE_EXTRAS)]' 'tritonclient[http]' hatchling editables setuptools
 	$(VENV)/bin/python .ci/constraints.py < $(VENV)/report.json > constraints.txt
 
 clean:  ## remove the environments and everything else that git ignores
@@ -71,11 +94,12 @@ clean:  ## remove the environments and everything else that git ignores
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Environments. A stamp file says that an installation was finished; it is made again when what it depends on changes.
-# hatchling is installed first and used without isolation, so that building our own package is under the constraints too.
+# What builds packages is installed first and used without isolation, so that it is under the constraints too: hatchling for our own,
+# setuptools for promise, which keras-cv comes to need and which has no wheel.
 
 define install
 @echo "Installing into $(1): $(2)"
-@$(1)/bin/python -m pip install --quiet --constraint constraints.txt hatchling editables
+@$(1)/bin/python -m pip install --quiet --constraint constraints.txt hatchling editables setuptools
 @$(1)/bin/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[$(2)]'
 @touch $@
 endef

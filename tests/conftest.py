@@ -7,15 +7,21 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-# Before anything imports keras or a numerical library: they read these once. Two threads, because tests share the machine.
+# Before anything imports keras or a numerical library: they read these once. Few threads, because tests share the machine.
 os.environ.setdefault("KERAS_BACKEND", "openvino")
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "2")
 os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+if "PYTEST_XDIST_WORKER" in os.environ:  # one of several
+    os.environ |= {"OMP_NUM_THREADS": "1", "TF_NUM_INTRAOP_THREADS": "1"}
 
 import pytest
 import structlog
+
+from tests.shared_folder import shared_folder
+
+shared_folder()  # made here, the workers of this run inherit it
 
 ROOT = Path(__file__).resolve().parent.parent
 

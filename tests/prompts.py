@@ -6,7 +6,6 @@ With CLIP's vocabulary, which is not ours to give away, beside the repository.
 # ruff: noqa: RUF001 (letters that look like others are what a tokenizer must not confuse)
 from __future__ import annotations
 
-import gzip
 import hashlib
 import html
 import random
@@ -15,6 +14,7 @@ from collections.abc import Iterator
 from itertools import islice, product
 from pathlib import Path
 
+from triptych.checkpoints.clip_vocabulary import read_clip_vocabulary
 from triptych.models.tokenizer import END, START
 
 VOCABULARY = Path(__file__).resolve().parents[2] / "shared" / "data" / "bpe_simple_vocab_16e6.txt.gz"
@@ -277,12 +277,8 @@ def digest_of(prompts: list[str]) -> str:
 
 
 def clip_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Vocabulary and merges of CLIP: bytes, bytes at a word's end, merges, marks."""
-    lines = gzip.decompress(VOCABULARY.read_bytes()).decode().splitlines()
-    merges = [(left, right) for left, right in map(str.split, islice(lines, 1, 49152 - 256 - 2 + 1))]
-    letters = byte_letters().values()
-    tokens = [*letters, *(letter + "</w>" for letter in letters), *(left + right for left, right in merges), START, END]
-    return {token: number for number, token in enumerate(tokens)}, merges
+    """CLIP's own tokens by number, and its merges in order."""
+    return read_clip_vocabulary(VOCABULARY)
 
 
 def byte_letters() -> dict[int, str]:

@@ -21,7 +21,8 @@ ROOT = Path(__file__).resolve().parent.parent
 BASE = "python:3.11-slim-bookworm"
 STAGES = {str(stage): port for stage, port in STAGE_PORTS.items()}
 PORTS = {**STAGES, "central": GATEWAY_PORT, "all_in_one": GATEWAY_PORT}
-COMPOSED = {**STAGES, "central": GATEWAY_PORT}
+NEXT = "diffusion-next"
+COMPOSED = {**STAGES, NEXT: STAGES["diffusion"], "central": GATEWAY_PORT}
 HEALTH = {**dict.fromkeys(STAGES, "/v2/health/ready"), "central": "/health/live", "all_in_one": "/health/ready"}
 
 # What docker-compose 1.29 and the builder of that time do not know.
@@ -57,7 +58,7 @@ def composed(service: str) -> dict[str, Any]:
 
 
 def settings_of(service: str) -> list[type[BaseSettings]]:
-    if service in STAGES:
+    if service in (*STAGES, NEXT):
         return [StageSettings]
     return [GatewaySettings] if service == "central" else [GatewaySettings, StageSettings]
 
@@ -133,8 +134,9 @@ def test_the_base_install_of_the_gateway_is_all_that_it_gets() -> None:
 @pytest.mark.parametrize("service", COMPOSED)
 class TestComposedService:
     def test_it_is_built_from_its_own_dockerfile(self, service: str) -> None:
-        assert composed(service)["build"] == {"context": ".", "dockerfile": f"services/{service}/Dockerfile"}
-        assert composed(service)["image"] == f"triptych/{service}:${{TRIPTYCH_TAG:-latest}}"
+        name = service.removesuffix("-next")
+        assert composed(service)["build"] == {"context": ".", "dockerfile": f"services/{name}/Dockerfile"}
+        assert composed(service)["image"] == f"triptych/{name}:${{TRIPTYCH_TAG:-latest}}"
 
     def test_its_variables_are_settings(self, service: str) -> None:
         assert unknown_settings(service, set(composed(service)["environment"])) == set()
@@ -148,12 +150,41 @@ class TestComposedService:
         assert re.fullmatch(r"\d+[mg]", container["mem_limit"])
 
     def test_it_may_finish_what_runs(self, service: str) -> None:
-        shutdown_seconds = StageSettings.model_fields["shutdown_seconds"].default
+        (settings,) = settings_of(service)
+        shutdown_seconds = settings.model_fields["shutdown_seconds"].default
         assert float(composed(service)["stop_grace_period"].removesuffix("s")) > shutdown_seconds
+        assert "TRIPTYCH_SHUTDOWN_SECONDS" not in composed(service)["environment"]
 
 
 def test_all_services_are_composed() -> None:
     assert set(read_compose("compose.yaml")["services"]) == set(COMPOSED)
+
+
+def test_a_stage_finishes_what_runs_however_long_that_is() -> None:
+    fields = StageSettings.model_fields
+    assert fields["shutdown_seconds"].default >= fields["request_timeout_seconds"].default
+
+
+def test_the_next_diffusion_is_like_the_first_but_for_its_model_and_starts_only_when_it_is_named() -> None:
+    first, following = composed("diffusion"), composed(NEXT)
+    assert following.pop("profiles") == ["next"]
+    assert following["environment"].pop("TRIPTYCH_MODEL") == "${DIFFUSION_NEXT_MODEL:-vignette}"
+    assert first["environment"].pop("TRIPTYCH_MODEL") == "${MODEL:-vignette}"
+    assert following == first
+
+
+def test_where_the_stages_are_outlives_the_gateway() -> None:
+    (volume,) = composed("central")["volumes"]
+    name, folder = volume.split(":")
+    assert name in read_compose("compose.yaml")["volumes"]
+    assert Path(composed("central")["environment"]["TRIPTYCH_TOPOLOGY"]).parent == Path(folder)
+    # Else the volume would be root's, and the service could not write the file.
+    assert f"install --directory --owner 10001 --group 10001 {folder}" in dockerfile("central")
+
+
+def test_long_prompts_are_told_to_all_stages() -> None:
+    for service in (*STAGES, NEXT):
+        assert composed(service)["environment"]["TRIPTYCH_MAX_PROMPT_CHUNKS"] == "${TRIPTYCH_MAX_PROMPT_CHUNKS:-1}"
 
 
 def test_the_gateway_finds_its_stages() -> None:
@@ -198,13 +229,14 @@ class TestGPUs:
             (device,) = container["deploy"]["resources"]["reservations"]["devices"]
             assert (device["driver"], device["capabilities"]) == ("nvidia", ["gpu"])
             gpus[service] = device["device_ids"]
-        assert gpus == {"diffusion": ["${TRIPTYCH_DIFFUSION_GPU:-0}"], "decoder": ["${TRIPTYCH_DECODER_GPU:-1}"]}
+        diffusion = ["${TRIPTYCH_DIFFUSION_GPU:-0}"]
+        assert gpus == {"diffusion": diffusion, NEXT: diffusion, "decoder": ["${TRIPTYCH_DECODER_GPU:-1}"]}
 
     def test_their_images_are_built_with_an_extra_that_exists(self) -> None:
         extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
         for service, container in read_compose("compose.gpu.yaml")["services"].items():
             arguments = container["build"]["args"]
-            assert {line.partition("=")[0] for line in instructions(service, "ARG")} == set(arguments)
+            assert {line.partition("=")[0] for line in instructions(service.removesuffix("-next"), "ARG")} == set(arguments)
             for engine in ("tensorflow", "jax"):
                 extra = arguments["EXTRA"].replace("${TRIPTYCH_GPU_ENGINE:-tensorflow}", engine)
                 assert arguments["ENGINE"].replace("${TRIPTYCH_GPU_ENGINE:-tensorflow}", engine) == engine
@@ -217,4 +249,4 @@ class TestGPUs:
             (volume,) = container["volumes"]
             name, folder = volume.split(":")
             assert name in gpu["volumes"]
-            assert folder == environment(service)["TRIPTYCH_CACHE_FOLDER"]
+            assert folder == environment(service.removesuffix("-next"))["TRIPTYCH_CACHE_FOLDER"]

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -205,6 +205,25 @@ class Client:
         """What the gateway serves, and what each model takes."""
         models: list[dict[str, Any]] = self._request("GET", "/models")["models"]
         return models
+
+    def swap(self, stage: str, to: Sequence[str] = (), *, model: str | None = None, rollback: bool = False) -> Mapping[str, Any]:
+        """Exchanges a stage of a model at the gateway, whose `TRIPTYCH_ADMIN_TOKEN` is this client's `api_key`.
+
+        Args:
+            stage: `text_encoder`, `diffusion`, `decoder` or `image_encoder`.
+            to: Addresses of its new replicas.
+            model: Whose; None is the default model's.
+            rollback: Put back what the last swap replaced, instead of `to`.
+
+        Returns:
+            `model`, its name from now on; `stage`; `before` and `now`, lists of addresses.
+
+        Raises:
+            TriptychError: It was refused, with the gateway's sentence; nothing has changed.
+        """
+        body = {"stage": stage, "to": list(to) or None, "model": model, "rollback": rollback}
+        done: Mapping[str, Any] = self._request("POST", "/admin/swap", json=body)
+        return done
 
     def _request(self, method: str, path: str, *, json: object = None, headers: Mapping[str, str] | None = None) -> Any:
         with self._unreachable_is_an_error():

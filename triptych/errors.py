@@ -19,7 +19,8 @@
     │   ├── RequestCancelled       499  somebody said that the answer is not wanted any more
     │   └── NotSupported           501  understood, but not offered here
     ├── StageError                 502  a stage is at fault; names it
-    │   ├── StageFailed            502  it answered with an error, or broke off
+    │   ├── StageFailed            502  it answered with an error, or with nonsense
+    │   │   └── StageBrokeOff      502  its answer broke off: it may have died
     │   ├── StageNotReady          503  it is down, starting or stopping
     │   └── StageTimeout           504  it did not answer before the deadline
     └── StartError                 500  a service cannot start
@@ -188,7 +189,11 @@ class StageError(TriptychError):
 
 
 class StageFailed(StageError):
-    """The stage answered with an error, or its answer broke off."""
+    """The stage answered with an error, or with something that is no answer."""
+
+
+class StageBrokeOff(StageFailed):
+    """The connection ended before the answer did. Who asks again may find the stage back, or another in its place."""
 
 
 class StageNotReady(StageError):

@@ -1,8 +1,10 @@
 """Runs compose.yaml on a real container engine (`make containers`), and takes it down again, whatever happens.
 
 Builds the images one after the other, brings the services up, has a picture made through the published port, exchanges the
-diffusion container while the others stay, has the same picture made again, and compares. On the way it looks at what the
-images and containers are: who runs in them, what is installed, what can be written, which doors are open.
+diffusion container while the others stay, has the same picture made again, and compares. Then it exchanges the model in both
+known ways while pictures are asked for all the time: the container is recreated with another MODEL, and requests wait; and
+diffusion-next is swapped in, and none does. On the way it looks at what the images and containers are: who runs in them, what
+is installed, what can be written, which doors are open.
 
 Needs `docker compose` or docker-compose 1.29, and an engine that `docker` reaches (DOCKER_HOST). The images stay, tagged `try`,
 because their layers are the next build's cache.
@@ -21,12 +23,14 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -39,7 +43,11 @@ from triptych.errors import TriptychError
 ROOT = Path(__file__).resolve().parents[2]
 STAGES = {"text_encoder": 8001, "diffusion": 8002, "decoder": 8003}
 SERVICES = (*STAGES, "central")
+NEXT = "diffusion-next"
+TRIPTYCH = (sys.executable, "-m", "triptych.cli")
 
+# The embedded model, told by its place in the image: another value of MODEL that every image can serve.
+OTHER_MODEL = "/opt/triptych/triptych/vignette"
 PROMPT = "a red circle on a blue background"
 SEED = 7
 DEADLINE_MINUTES = 60.0
@@ -49,6 +57,7 @@ POLL_SECONDS = 0.2
 # What is looked for in every image, and what each may have of it.
 MACHINE_LEARNING = ("jax", "keras", "openvino", "safetensors", "scipy", "tensorflow", "tokenizers", "torch", "PIL")
 STAGE_PACKAGES = {"keras", "openvino", "safetensors", "scipy", "tokenizers", "PIL"}
+FOLDERS = ("/", "/opt/triptych", "/opt/venv", "/var/cache/triptych", "/tmp", "/topology")
 
 LOOK_INSIDE = """
 import importlib.util, json, os, sys
@@ -63,7 +72,7 @@ def writable(folder):
 print(json.dumps({
     "user": os.getuid(),
     "packages": [name for name in sys.argv[1].split(",") if importlib.util.find_spec(name)],
-    "writable": [name for name in ("/", "/opt/triptych", "/opt/venv", "/var/cache/triptych", "/tmp") if writable(name)],
+    "writable": [name for name in sys.argv[2].split(",") if writable(name)],
 }))
 """
 CPU_SECONDS = """
@@ -143,7 +152,7 @@ class Engine:
 
     def container(self, service: str) -> dict[str, Any]:
         """What the engine knows of a service's container."""
-        number = self.run_compose("ps", "--quiet", service).strip()
+        number = self.run_compose("ps", "--all", "--quiet", service).strip()
         return dict(json.loads(self.run("docker", "inspect", number))[0])
 
     def run_inside(self, service: str, program: str, *arguments: str) -> str:
@@ -159,6 +168,7 @@ def main() -> None:
     )
     parser.add_argument("--minutes", type=float, default=DEADLINE_MINUTES, help="when to give up (default: %(default)s)")
     parser.add_argument("--prompt", default=PROMPT, help="of the picture; its colours are checked for the default only")
+    parser.add_argument("--other-model", default=OTHER_MODEL, help="what diffusion is exchanged for (default: %(default)s)")
     parser.add_argument("--output", type=Path, help="where to write the picture to, if it is to be kept")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, _interrupt)
@@ -167,7 +177,7 @@ def main() -> None:
         engine = _engine(url, arguments.file, arguments.minutes)
         build(engine)
         with taken_down(engine):
-            picture = try_it(engine, url, arguments.prompt)
+            picture = try_it(engine, url, arguments.prompt, arguments.other_model)
     except (Failure, TriptychError) as error:
         sys.exit(f"failed: {error}")
     except KeyboardInterrupt:
@@ -188,7 +198,7 @@ def build(engine: Engine) -> None:
     print(f"  of which the base image: {_base_size(engine) / 1e6:.0f} MB")
 
 
-def try_it(engine: Engine, url: str, prompt: str) -> bytes:
+def try_it(engine: Engine, url: str, prompt: str, other_model: str) -> bytes:
     """Everything that is done with running services. Returns the picture."""
     started = time.monotonic()
     # A stage that does not start is started again and again, and not every compose gives up on it.
@@ -211,6 +221,8 @@ def try_it(engine: Engine, url: str, prompt: str) -> bytes:
     for service in SERVICES:
         used = engine.run("docker", "stats", "--no-stream", "--format", "{{.MemUsage}}", engine.container(service)["Id"])
         print(f"  {service}: {used.strip()}")
+    recreate_with_another_model(engine, url, prompt, other_model)
+    swap_without_a_gap(engine, url, prompt, other_model)
     check_stop(engine)
     return before
 
@@ -235,12 +247,13 @@ def show_starts(engine: Engine, services: Sequence[str]) -> None:
 def check_container(engine: Engine, service: str) -> None:
     """Who runs in it, what is installed, what can be written, which limits and doors it has."""
     container = engine.container(service)
-    inside = json.loads(engine.run_inside(service, LOOK_INSIDE, ",".join(MACHINE_LEARNING)))
+    inside = json.loads(engine.run_inside(service, LOOK_INSIDE, ",".join(MACHINE_LEARNING), ",".join(FOLDERS)))
     host = container["HostConfig"]
     expected = STAGE_PACKAGES if service in STAGES else set()
     check(inside["user"] != 0, f"{service} runs as user {inside['user']}")
     check(set(inside["packages"]) == expected, f"{service} has of machine learning: {', '.join(sorted(expected)) or 'nothing'}")
-    check(host["ReadonlyRootfs"] and inside["writable"] == ["/tmp"], f"{service} can write to /tmp only")
+    writable = ["/tmp"] if service in STAGES else ["/tmp", "/topology"]
+    check(host["ReadonlyRootfs"] and inside["writable"] == writable, f"{service} can write to {' and '.join(writable)} only")
     check(host["Memory"] > 0, f"{service} may use {host['Memory'] / 2**20:.0f} MiB")
     published = [port for ports in container["NetworkSettings"]["Ports"].values() for port in ports or ()]
     check(len(published) == (service not in STAGES), f"{service} publishes {'no' if service in STAGES else 'one'} port")
@@ -294,14 +307,112 @@ def exchange_diffusion(engine: Engine, url: str) -> None:
     show_starts(engine, ["diffusion"])
 
 
+class Posting:
+    """A caller who asks for one picture after the other, as a context manager.
+
+    Attributes:
+        times: When each was asked for and when it was there, by `time.monotonic()`.
+        queue_seconds: How long each waited, for its turn or for a stage that was gone.
+        failures: What went wrong instead.
+    """
+
+    def __init__(self, engine: Engine, url: str, prompt: str) -> None:
+        self.times: list[tuple[float, float]] = []
+        self.queue_seconds: list[float] = []
+        self.failures: list[str] = []
+        self._client = Client(url, api_key=engine.environment["TRIPTYCH_API_KEYS"], timeout_seconds=READY_SECONDS)
+        self._prompt = prompt
+        self._enough = threading.Event()
+        self._thread = threading.Thread(target=self._post)
+
+    def _post(self) -> None:
+        with self._client:
+            while not self._enough.is_set():
+                asked = time.monotonic()
+                try:
+                    generation = self._client.generate(self._prompt, seed=SEED)
+                except TriptychError as error:
+                    self.failures.append(str(error))
+                    continue
+                self.times.append((asked, time.monotonic()))
+                self.queue_seconds.append(generation.timings["queue_seconds"])
+
+    def wait_for_one_more(self) -> None:
+        """Until a picture has come that was asked for from now on."""
+        now = time.monotonic()
+        wait_for("one more picture", lambda: bool(self.failures or (self.times and self.times[-1][0] > now)))
+
+    def __enter__(self) -> Posting:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._enough.set()
+        self._thread.join()
+
+    def check_none_failed(self) -> None:
+        check(not self.failures, f"none of {len(self.times) + len(self.failures)} requests failed {self.failures[:1] or ''}")
+
+    @property
+    def longest_seconds(self) -> float:
+        return max(there - asked for asked, there in self.times)
+
+
+def recreate_with_another_model(engine: Engine, url: str, prompt: str, model: str) -> None:
+    """`up diffusion` with another MODEL, while somebody asks for pictures: who comes in the gap waits."""
+    print(f"diffusion recreated with MODEL={model}")
+    other = replace(engine, environment={**engine.environment, "MODEL": model})
+    with Posting(engine, url, prompt) as posting, ThreadPoolExecutor() as pool:
+        posting.wait_for_one_more()
+        recreated = pool.submit(other.run_compose, "up", "--detach", "--no-build", "--no-deps", "diffusion")
+        wait_for("the gateway to miss diffusion", lambda: _status(f"{url}/health/ready") == 503)
+        missed = time.monotonic()
+        recreated.result()
+        posting.wait_for_one_more()
+    posting.check_none_failed()
+    first = min(there for _, there in posting.times if there > missed)
+    check(f"TRIPTYCH_MODEL={model}" in engine.container("diffusion")["Config"]["Env"], "diffusion has the other model")
+    check(max(posting.queue_seconds) > 0, "a request waited for it")
+    print(f"  the gap: {first - missed:.1f} s from the first 503 of /health/ready to the next picture")
+    print(f"  the longest request took {posting.longest_seconds:.1f} s, {max(posting.queue_seconds):.1f} s of which it waited")
+
+
+def swap_without_a_gap(engine: Engine, url: str, prompt: str, model: str) -> None:
+    """diffusion-next is started, swapped in and the old one stopped, while somebody asks for pictures: nobody waits."""
+    print(f"{NEXT} with {model} swapped in")
+    both = _with_next(engine, model)
+    with Posting(engine, url, prompt) as posting:
+        both.run_compose("up", "--detach", "--no-build", "--no-deps", NEXT)
+        wait_for(f"{NEXT} to be healthy", lambda: both.container(NEXT)["State"]["Health"]["Status"] == "healthy")
+        posting.wait_for_one_more()
+        # The token is in the environment.
+        said = engine.run(*TRIPTYCH, "swap", "diffusion", "--to", f"http://{NEXT}:{STAGES['diffusion']}", "--gateway", url)
+        print(f"  {said.strip()}", flush=True)
+        posting.wait_for_one_more()
+        engine.run_compose("stop", "diffusion")
+        posting.wait_for_one_more()
+    posting.check_none_failed()
+    check(max(posting.queue_seconds) < 1, f"none waited: {max(posting.queue_seconds):.3f} s at most")
+    print(f"  the longest request took {posting.longest_seconds:.1f} s")
+    engine.run_compose("up", "--detach", "--no-build", "--no-deps", "--force-recreate", "central")
+    wait_for("the new gateway to be ready", lambda: _status(f"{url}/health/ready") == 200)
+    check(generate(engine, url, prompt), f"a new gateway knows that diffusion is at {NEXT}, for the old one is stopped")
+
+
+def _with_next(engine: Engine, model: str) -> Engine:
+    """The same project with its sleeping service awake."""
+    return replace(engine, environment={**engine.environment, "COMPOSE_PROFILES": "next", "DIFFUSION_NEXT_MODEL": model})
+
+
 def check_stop(engine: Engine) -> None:
     """SIGTERM ends every service by itself and in order; the engine does not have to kill it."""
-    numbers = {service: engine.container(service)["Id"] for service in SERVICES}
+    engine = _with_next(engine, OTHER_MODEL)
+    numbers = {service: engine.container(service)["Id"] for service in (NEXT, *SERVICES)}
     started = time.monotonic()
     engine.run_compose("stop")
     states = {service: json.loads(engine.run("docker", "inspect", number))[0]["State"] for service, number in numbers.items()}
     codes = {service: state["ExitCode"] for service, state in states.items()}
-    check(not any(codes.values()), f"SIGTERM ended all four with status 0, in {time.monotonic() - started:.1f} s: {codes}")
+    check(not any(codes.values()), f"SIGTERM ended all five with status 0, in {time.monotonic() - started:.1f} s: {codes}")
     check(not any(state["OOMKilled"] for state in states.values()), "none was killed for its memory")
 
 
@@ -317,7 +428,7 @@ def taken_down(engine: Engine) -> Iterator[None]:
         # A second Ctrl-C does not leave half of it behind.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        engine.run_compose("down", "--volumes", "--remove-orphans", seconds=180)
+        _with_next(engine, OTHER_MODEL).run_compose("down", "--volumes", "--remove-orphans", seconds=180)
 
 
 def wait_for(what: str, condition: Callable[[], bool]) -> None:
@@ -338,6 +449,7 @@ def _engine(url: str, files: Sequence[str], minutes: float) -> Engine:
     environment = {
         **os.environ,
         "COMPOSE_PROJECT_NAME": f"triptych-try-{os.getpid()}",
+        "TRIPTYCH_ADMIN_TOKEN": secrets.token_hex(16),
         "TRIPTYCH_API_KEYS": secrets.token_hex(16),
         "TRIPTYCH_PUBLISH": url.removeprefix("http://"),
         "TRIPTYCH_STAGE_TOKEN": secrets.token_hex(16),

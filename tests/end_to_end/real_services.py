@@ -32,10 +32,14 @@ class TinyModel:
     folder: Path
     cache: Path
 
+    @property
+    def environment(self) -> dict[str, str]:
+        """The batch sizes are those of tests/stages: what one of them compiles serves all."""
+        told = {"MODEL": str(self.folder), "CACHE_FOLDER": str(self.cache), "THREADS": "1", "BATCH_SIZES": "1,2,4"}
+        return {f"TRIPTYCH_{name}": value for name, value in told.items()}
+
     def served_by(self, service: Service) -> Service:
-        told = {"MODEL": str(self.folder), "CACHE_FOLDER": str(self.cache), "THREADS": "1"}
-        environment = {f"TRIPTYCH_{name}": value for name, value in told.items()}
-        return replace(service, environment={**environment, **service.environment})
+        return replace(service, environment={**self.environment, **service.environment})
 
 
 def four_tiny_services(model: TinyModel) -> tuple[Service, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import re
 import signal
 import subprocess
@@ -18,7 +19,8 @@ import pytest
 from PIL import Image
 
 from tests.end_to_end.real_services import START_SECONDS, TinyModel
-from triptych.cli.processes import free_ports, is_free
+from tests.interrupts import hear_interrupts
+from triptych.cli.processes import is_free
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -26,13 +28,15 @@ TRIPTYCH = (sys.executable, "-m", "triptych.cli")
 
 
 def environment(model: TinyModel, **more: str) -> dict[str, str]:
-    told = {"TRIPTYCH_MODEL": str(model.folder), "TRIPTYCH_CACHE_FOLDER": str(model.cache), "TRIPTYCH_THREADS": "1"}
-    return {**os.environ, **told, **more}
+    return {**os.environ, **model.environment, **more}
 
 
 def four_ports_in_a_row() -> int:
-    """The first of four ports that are free. Whoever takes one of them in between makes a test fail, not pass."""
-    while not all(map(is_free, range(first := free_ports(1)[0], first + 4))):
+    """The first of four ports that are free, below those that Linux gives to whoever asks for any.
+
+    Whoever takes one of them in between makes a test fail, not pass.
+    """
+    while not all(map(is_free, range(first := random.randrange(10_000, 32_000), first + 4))):
         pass
     return first
 
@@ -69,11 +73,6 @@ class Up:
         return alive
 
 
-def _hear_interrupts() -> None:
-    """A shell that runs the tests in its background has them, and what they start, ignore SIGINT."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 @contextmanager
 def up(model: TinyModel) -> Iterator[Up]:
     port = four_ports_in_a_row()
@@ -83,7 +82,7 @@ def up(model: TinyModel) -> Iterator[Up]:
         stderr=subprocess.STDOUT,
         text=True,
         env=environment(model),
-        preexec_fn=_hear_interrupts,
+        preexec_fn=hear_interrupts,
     )
     try:
         yield Up(process, port)
@@ -144,6 +143,9 @@ def test_up_serves_until_it_is_told_to_stop_and_stops_all(tiny_model: TinyModel,
         assert len(running.services) == 4
         response = httpx2.post(f"{running.url}/generate", json={"prompt": "a red circle"}, timeout=60)
         assert response.status_code == 200
+        decoder = f"http://127.0.0.1:{int(running.url.rpartition(':')[2]) + 3}"
+        refused = httpx2.post(f"{running.url}/admin/swap", json={"stage": "decoder", "to": [decoder]}, timeout=60)
+        assert "is at" in refused.json()["error"]["message"], "it follows a topology file, in which stages can be swapped"
 
         running.process.send_signal(number)
         code, _ = running.end()

@@ -7,13 +7,13 @@ import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import httpx2
 import pytest
 
-from tests.end_to_end.real_services import Log, TinyModel, four_tiny_services, running
-from triptych.cli.processes import ServiceGroup, ServiceProcess
+from tests.end_to_end.real_services import START_SECONDS, Log, TinyModel, four_tiny_services, running
+from triptych.cli.processes import Service, ServiceGroup, ServiceProcess
 from triptych.client import Client, Generation, Progress
 from triptych.errors import StageError, StageFailed, StageNotReady, StageTimeout
 
@@ -35,16 +35,22 @@ class Panels:
     def process(self, name: str) -> ServiceProcess:
         return next(process for process in self.group.processes if process.service.name == name)
 
-    def generate(self, *, seconds: float = DEADLINE_SECONDS, on_progress: object = None) -> Generation:
+    def generate(self, *, seconds: float = DEADLINE_SECONDS, num_steps: int = 4, on_progress: object = None) -> Generation:
         with Client(self.url, timeout_seconds=seconds) as client:
-            return client.generate("a red circle", seed=7, num_steps=4, on_progress=on_progress)  # type: ignore[arg-type]
+            return client.generate("a red circle", seed=7, num_steps=num_steps, on_progress=on_progress)  # type: ignore[arg-type]
+
+    def start_again(self, name: str, service: Service | None = None) -> ServiceProcess:
+        """Starts a dead service again, or another in its place."""
+        place = self.group.processes.index(self.process(name))
+        dead = self.group.processes[place]
+        dead.wait(10)
+        self.group.processes[place] = again = ServiceProcess(service or dead.service, Log())
+        return again
 
     def bring_back(self, name: str) -> None:
         """Starts a dead service again, at the same address, and waits until it says that it is ready."""
-        place = self.group.processes.index(self.process(name))
-        self.group.processes[place].wait(10)
-        self.group.processes[place] = again = ServiceProcess(self.group.processes[place].service, Log())
-        deadline = time.monotonic() + 100
+        again = self.start_again(name)
+        deadline = time.monotonic() + START_SECONDS
         while not _answers(again):
             again.check_running()
             assert time.monotonic() < deadline
@@ -60,7 +66,10 @@ def _answers(process: ServiceProcess) -> bool:
 
 @pytest.fixture(scope="module")
 def panels(tiny_model: TinyModel) -> Iterator[Panels]:
-    with running(four_tiny_services(tiny_model)) as group:
+    """A gateway that lets nobody wait: what is seen here is how a fault is told."""
+    *stages, gateway = four_tiny_services(tiny_model)
+    impatient = replace(gateway, environment={**gateway.environment, "TRIPTYCH_STAGE_WAIT_SECONDS": "0"})
+    with running((*stages, impatient)) as group:
         yield Panels(group)
 
 

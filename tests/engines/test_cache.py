@@ -1,11 +1,15 @@
 from __future__ import annotations
 
 import logging
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from triptych.engines.cache import code_digest, find_or_fill, keep_bytes, kept_bytes
+from tests.tiny_models import ROOT
+from triptych.engines.cache import MANIFEST, code_digest, find_or_fill, keep_bytes, kept_bytes, prune
 from triptych.errors import EngineError
 
 
@@ -113,3 +117,57 @@ def test_changed_code_has_another_digest(tmp_path, monkeypatch):
 
     (package / "unet.py").write_text("width = 2\n", encoding="utf-8")
     assert code_digest("some_package_of_networks") != before
+
+
+# How much is kept
+
+
+def filled_by_another_process(cache_folder: Path, *names: str) -> list[Path]:
+    """The least recently used first. That process has ended."""
+    command = [sys.executable, "-m", "tests.engines.test_cache", str(cache_folder), *names]
+    printed = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
+    folders = [Path(line) for line in printed.splitlines()]
+    for age, folder in enumerate(reversed(folders)):
+        os.utime(folder / MANIFEST, (1e9 - age, 1e9 - age))
+    return folders
+
+
+def size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def test_what_was_not_used_for_longest_goes_first(cache_folder: Path):
+    old, middle, new = filled_by_another_process(cache_folder, "old", "middle", "new")
+    prune(cache_folder, size(old) + size(middle) + size(new))
+    assert old.exists()
+    prune(cache_folder, size(middle) + size(new))
+    assert sorted(cache_folder.iterdir()) == sorted([middle, new])
+    prune(cache_folder, 0)
+    assert list(cache_folder.iterdir()) == []
+
+
+def test_what_is_used_stays_and_is_the_newest(cache_folder: Path):
+    used, other = filled_by_another_process(cache_folder, "used", "other")
+    find_or_fill(cache_folder, "used", {}, refuse)
+    prune(cache_folder, size(used))
+    assert list(cache_folder.iterdir()) == [used]
+    prune(cache_folder, 0)
+    assert used.exists()
+    assert not other.exists()
+
+
+def test_what_was_filled_here_is_used(cache_folder: Path):
+    folder, _ = find_or_fill(cache_folder, "toy", {}, fill)
+    prune(cache_folder, 0)
+    assert folder.exists()
+
+
+def test_what_went_is_made_anew(cache_folder: Path):
+    (folder,) = filled_by_another_process(cache_folder, "toy")
+    prune(cache_folder, 0)
+    assert find_or_fill(cache_folder, "toy", {}, fill) == (folder, False)
+
+
+if __name__ == "__main__":
+    for name in sys.argv[2:]:
+        print(find_or_fill(Path(sys.argv[1]), name, {}, fill)[0])  # noqa: T201

@@ -18,7 +18,7 @@ from triptych.gateway.settings import GatewaySettings
     ("method", "path", "status", "code"),
     [
         ("GET", "/nowhere", 404, "not_found"),
-        ("POST", "/", 404, "not_found"),
+        ("POST", "/", 405, "method_not_allowed"),
         ("GET", "/generate", 405, "method_not_allowed"),
         ("DELETE", "/models", 405, "method_not_allowed"),
     ],

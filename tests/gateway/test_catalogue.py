@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
-from tests.fakes import FakeDiffusion, with_profile
+from tests.fakes import FakeDiffusion, FakeImageEncoder, with_profile
 from tests.gateway.running import Stages, client_of
+from triptych.contract import DiffusionIdentity, Task
 from triptych.gateway.app import create_app
 from triptych.gateway.settings import GatewaySettings
 
@@ -17,6 +20,7 @@ async def test_a_model_says_what_it_can_do_and_whose_stages_it_has() -> None:
     assert model["problems"] == {}
     assert model["abilities"] == {
         "tasks": ["text_to_image"],
+        "inpainting": None,
         "sizes": [[64, 64], [96, 64], [64, 96]],
         "samplers": ["ddim", "euler"],
         "default_num_steps": 4,
@@ -32,6 +36,30 @@ async def test_a_model_says_what_it_can_do_and_whose_stages_it_has() -> None:
     assert model["stages"]["decoder"]["numerics"]["engine"] == "fake"
 
 
+async def test_a_gateway_where_nothing_happened_tells_no_steps() -> None:
+    async with Stages().client() as client:
+        answer = (await client.get("/models")).json()
+    assert {name: answer[name] for name in ("retiring", "steps", "topology_problem")} == {
+        "retiring": [],
+        "steps": [],
+        "topology_problem": None,
+    }
+
+
+@pytest.mark.parametrize(("takes_masked_image", "way"), [(True, "masked_image"), (False, "known_latents")])
+async def test_how_a_model_inpaints(takes_masked_image: bool, way: str) -> None:
+    diffusion = with_profile(FakeDiffusion(), tasks=tuple(Task), takes_masked_image=takes_masked_image)
+    async with Stages(diffusion=diffusion, image_encoder=FakeImageEncoder()).client() as client:
+        (model,) = (await client.get("/models")).json()["models"]
+    assert model["abilities"]["inpainting"] == way
+
+
+async def test_without_an_image_encoder_it_does_not_inpaint() -> None:
+    async with Stages(diffusion=with_profile(FakeDiffusion(), tasks=tuple(Task))).client() as client:
+        (model,) = (await client.get("/models")).json()["models"]
+    assert model["abilities"]["inpainting"] is None
+
+
 async def test_a_model_that_is_not_ready_says_why() -> None:
     stages = Stages()
     stages.decoder.started = False
@@ -45,6 +73,21 @@ async def test_a_model_that_is_not_ready_says_why() -> None:
         "abilities": None,
         "stages": None,
     }
+
+
+async def test_models_that_are_not_ready_are_asked_at_the_same_time() -> None:
+    """Each may take seconds to answer, or not to."""
+    together = asyncio.Barrier(2)
+
+    class Waiting(FakeDiffusion):
+        async def identity(self) -> DiffusionIdentity:
+            await together.wait()
+            return await super().identity()
+
+    pipelines = {name: Stages(diffusion=Waiting()).pipeline for name in ("one", "two")}
+    async with client_of(create_app(GatewaySettings(), pipelines)) as client:
+        models = (await client.get("/models")).json()["models"]
+    assert [model["ready"] for model in models] == [True, True]
 
 
 async def test_each_sampler_names_the_models_that_take_it() -> None:
@@ -98,7 +141,7 @@ class TestHealth:
     async def test_one_model_of_two_is_enough(self) -> None:
         broken = Stages()
         broken.decoder.started = False
-        app = create_app(GatewaySettings(), {"broken": broken.pipeline, "good": Stages().pipeline})
+        app = create_app(GatewaySettings(stage_wait_seconds=0), {"broken": broken.pipeline, "good": Stages().pipeline})
         async with client_of(app) as client:
             ready = await client.get("/health/ready")
             answers = [await client.post("/generate", json={"prompt": "x", "model": name}) for name in ("good", "broken")]

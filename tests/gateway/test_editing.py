@@ -238,7 +238,7 @@ async def test_without_an_image_encoder_that_fits_no_picture_is_changed(image_en
 
 async def test_a_model_that_needs_an_image_encoder_is_not_ready_without() -> None:
     stages = Stages(diffusion=with_profile(FakeDiffusion(), takes_masked_image=True))
-    async with stages.client() as client:
+    async with stages.client(stage_wait_seconds=0) as client:
         response = await client.post("/generate", json={"prompt": "x"})
     assert response.status_code == 503
     assert "wants masked images, and no image encoder is there" in response.json()["error"]["message"]

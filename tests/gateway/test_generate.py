@@ -342,7 +342,7 @@ class TestFailures:
     async def test_a_stage_that_is_down_is_named_and_the_next_request_finds_it_back(self, missing: str) -> None:
         stages = Stages()
         getattr(stages, missing).started = False
-        async with stages.client() as client:
+        async with stages.client(stage_wait_seconds=0) as client:
             refused = await client.post("/generate", json={"prompt": "x"})
             getattr(stages, missing).started = True
             answered = await client.post("/generate", json={"prompt": "x"})
@@ -365,7 +365,7 @@ class TestFailures:
     )
     async def test_a_stage_that_fails_in_the_middle_is_named(self, failure: Exception, status: int) -> None:
         stages = Stages(diffusion=FakeDiffusion(failure=failure))
-        async with stages.client() as client:
+        async with stages.client(stage_wait_seconds=0) as client:
             response = await client.post("/generate", json={"prompt": "x"})
             stages.diffusion.failure = None
             answered = await client.post("/generate", json={"prompt": "x"})
@@ -437,7 +437,7 @@ class TestFailures:
 
     async def test_stages_that_do_not_fit_are_refused_with_the_sentence(self) -> None:
         stages = Stages(diffusion=with_profile(FakeDiffusion(), context_width=1024))
-        async with stages.client() as client:
+        async with stages.client(stage_wait_seconds=0) as client:
             response = await client.post("/generate", json={"prompt": "x"})
         assert response.status_code == 503
         assert "context width 768" in response.json()["error"]["message"]

@@ -2,14 +2,16 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 
 import pytest
 import structlog
 
-from tests.fakes import FakeDecoder, FakeDiffusion, FakeTextEncoder, with_profile
+from tests.fakes import FakeDecoder, FakeDiffusion, FakeImageEncoder, FakeTextEncoder, with_profile
 from triptych.errors import NotFound, StageNotReady, StagesDoNotFit, StageTimeout
 from triptych.gateway import registry as registry_module
 from triptych.gateway.registry import NAMED_BY_ITS_DIFFUSION_STAGE, Identities, Model, Registry
+from triptych.gateway.steps import KEPT_STEPS, StepKind, Steps
 from triptych.pipeline import Pipeline
 
 
@@ -197,6 +199,34 @@ async def test_a_bug_in_a_stage_is_a_problem_and_goes_to_the_log() -> None:
     assert logs[0]["event"] == "identity_failed"
 
 
+async def test_all_who_wait_for_a_stage_share_a_question_and_the_pause_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry_module, "ASK_AGAIN_SECONDS", 0.05)
+    diffusion = CountingDiffusion()
+    diffusion.may_answer.set()
+    diffusion.started = False
+    model = Model("mine", Pipeline(FakeTextEncoder(), diffusion, FakeDecoder()))
+    await model.learn()
+
+    for asked in (2, 3):
+        before = time.monotonic()
+        await asyncio.gather(*(model.learn_again() for _ in range(20)))
+        assert diffusion.questions == asked
+        # A little less than the pause, which counts from when the stages were last asked and not from when they answered.
+        assert time.monotonic() - before > 0.03
+
+
+async def test_one_of_those_who_wait_may_leave(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry_module, "ASK_AGAIN_SECONDS", 0.05)
+    model = Model("mine", fake_pipeline())
+    await model.learn()
+    model.forget()
+    first, second = (asyncio.create_task(model.learn_again()) for _ in range(2))
+    await asyncio.sleep(0)
+    first.cancel()
+    await second
+    assert model.identities is not None
+
+
 class TestFind:
     async def test_the_first_model_is_the_default(self) -> None:
         registry = Registry({"one": fake_pipeline(), "two": fake_pipeline()})
@@ -224,3 +254,67 @@ class TestFind:
     def test_a_gateway_without_models_is_a_mistake(self) -> None:
         with pytest.raises(ValueError, match="at least one"):
             Registry({})
+
+    async def test_a_mask_prefers_a_model_that_sees_masks_and_is_ready(self) -> None:
+        registry = Registry({"one": fake_pipeline(), "two": masking_pipeline()})
+        assert (await registry.find(None, masked=True)).name == "one", "it has not been heard"
+
+        await registry.learn()
+
+        assert (await registry.find(None, masked=True)).name == "two"
+        assert (await registry.find(None)).name == "one"
+        assert (await registry.find("one", masked=True)).name == "one"
+
+    async def test_a_model_that_is_replaced_while_it_is_asked_is_not_found(self) -> None:
+        diffusion = CountingDiffusion()
+        registry = Registry({"": Pipeline(FakeTextEncoder(), diffusion, FakeDecoder())})
+        finding = asyncio.create_task(registry.find("fake"))
+        while diffusion.questions == 0:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        registry.replace([Model("fake", fake_pipeline())])
+        diffusion.may_answer.set()
+
+        assert await finding is next(iter(registry))
+
+
+def masking_pipeline() -> Pipeline:
+    return replace(fake_pipeline(takes_masked_image=True), image_encoder=FakeImageEncoder())
+
+
+class TestReplace:
+    async def test_a_model_that_goes_finishes_what_it_has(self) -> None:
+        registry = Registry({"old": fake_pipeline(), "kept": fake_pipeline()})
+        old, kept = registry
+        new = Model("new", fake_pipeline())
+        with old.in_use():
+            with old.in_use():
+                registry.replace([new, kept])
+            assert [(each.name, each.model.jobs) for each in registry.retiring] == [("old", 1)]
+            assert list(registry) == [new, kept]
+            assert list(registry.steps) == []
+        assert registry.retiring == []
+        assert [(step.kind, step.model) for step in registry.steps] == [("let_go", "old")]
+
+    async def test_a_model_without_requests_is_let_go_at_once(self) -> None:
+        registry = Registry({"old": fake_pipeline()})
+        registry.replace([Model("new", fake_pipeline())])
+        assert registry.retiring == []
+        assert [step.model for step in registry.steps] == ["old"]
+
+    def test_there_is_always_a_model(self) -> None:
+        registry = Registry({"one": fake_pipeline()})
+        with pytest.raises(ValueError, match="at least one"):
+            registry.replace([])
+
+
+class TestSteps:
+    def test_the_latest_are_kept_and_all_are_logged(self) -> None:
+        steps = Steps()
+        with structlog.testing.capture_logs() as logs:
+            for number in range(KEPT_STEPS + 1):
+                steps.note(StepKind.CHECKED, f"step {number}")
+            steps.note(StepKind.REFUSED, "no", model="mine")
+        assert [len(list(steps)), len(logs)] == [KEPT_STEPS, KEPT_STEPS + 2]
+        first, *_, last = steps
+        assert (first.message, last.message) == ("step 2", "no")
+        assert logs[-1] == {"event": "topology_refused", "log_level": "warning", "model": "mine", "message": "no"}

@@ -89,7 +89,7 @@ async def test_trace_deadline_and_token_go_along() -> None:
 
 
 async def test_a_wrong_token_is_the_operators_fault_and_not_the_callers() -> None:
-    async with remote_client(Network(Stages(), token="stage-secret"), stage_token="other") as client:
+    async with remote_client(Network(Stages(), token="stage-secret"), stage_token="other", stage_wait_seconds=0) as client:
         response = await client.post("/generate", json=BODY)
     assert response.status_code == 503
     assert "text_encoder" in response.json()["error"]["message"]

@@ -16,7 +16,16 @@ import pytest
 from tests.fakes import DIFFUSION, FakeDiffusion
 from tests.remote.sockets import answering, listening
 from triptych.contract import Denoised, DenoiseRequest, Progress, State
-from triptych.errors import Conflict, InvalidValue, QueueFull, StageFailed, StageNotReady, StageTimeout, TriptychError
+from triptych.errors import (
+    Conflict,
+    InvalidValue,
+    QueueFull,
+    StageBrokeOff,
+    StageFailed,
+    StageNotReady,
+    StageTimeout,
+    TriptychError,
+)
 from triptych.remote import RemoteDiffusion, make_client
 from triptych.serving.settings import StageSettings
 from triptych.serving.stage_app import stage_app
@@ -169,7 +178,7 @@ async def test_an_errors_frame_is_raised_as_what_it_was(error: TriptychError, ki
 
 @pytest.mark.parametrize("length", [0, 3, 10, len(PROGRESS), len(PROGRESS) + 2, len(PROGRESS + RESULT) - 1])
 async def test_a_stream_that_is_cut_broke(length: int) -> None:
-    with pytest.raises(StageFailed, match="the diffusion stage at http://stage broke off in the middle of its answer"):
+    with pytest.raises(StageBrokeOff, match="the diffusion stage at http://stage broke off in the middle of its answer"):
         await events_of(stage_that_answers((PROGRESS + RESULT)[:length]))
 
 
@@ -181,7 +190,7 @@ async def test_a_connection_that_closes_in_the_middle_of_a_frame() -> None:
         stage._metadata = METADATA
         events = stage.denoise(REQUEST)
         assert await anext(events) == Progress(position=1, num_evaluations=2)
-        with pytest.raises(StageFailed, match=f"the diffusion stage at {url} broke off"):
+        with pytest.raises(StageBrokeOff, match=f"the diffusion stage at {url} broke off"):
             await anext(events)
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.shared_folder import shared_folder
 from tests.stages.options import Options
 from tests.tiny_models import write_tiny_model
 
@@ -14,6 +15,6 @@ def tiny_model(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def options(tiny_model, tmp_path_factory) -> Options:
+def options(tiny_model) -> Options:
     """With a cache folder that all tests share, so that each network is built once."""
-    return Options(model=str(tiny_model), cache_folder=tmp_path_factory.mktemp("networks"))
+    return Options(model=str(tiny_model), cache_folder=shared_folder() / "networks")

@@ -70,7 +70,12 @@ async def latents_of(stage: DiffusionStage, request: DenoiseRequest) -> Float32:
 async def alone_and_together(stage: DiffusionStage) -> tuple[list[Float32], list[Float32]]:
     requests = mixed_requests()
     alone = [await latents_of(stage, request) for request in requests]
-    return alone, await asyncio.gather(*(latents_of(stage, request) for request in requests))
+    assert stage._batcher is not None
+    with stage._batcher._changed:  # the batcher waits until all have joined: on a busy machine it would be done with each before
+        together = [asyncio.create_task(latents_of(stage, request)) for request in requests]
+        while len(stage._batcher._joining) < COUNT and not any(task.done() for task in together):  # noqa: ASYNC110 - joining tells nobody
+            await asyncio.sleep(0.001)
+    return alone, await asyncio.gather(*together)
 
 
 def differing(alone: list[Float32], together: list[Float32]) -> list[int]:
@@ -93,6 +98,14 @@ def run_mixed(engine: str, model: str, cache_folder: str) -> dict[str, Any]:
         "distinct": len({latents.tobytes() for latents in together}),
         "largest_call": max(calls.sizes),
     }
+
+
+def check_mixed(answer: dict[str, Any]) -> None:
+    """What `run_mixed` must say."""
+    assert answer["differing"] == []
+    assert answer["distinct"] == COUNT
+    assert answer["largest_call"] > 2
+    assert answer["exact"]
 
 
 if __name__ == "__main__":

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.stages.mixed_requests import COUNT, alone_and_together, differing, latents_of, run_mixed
+from tests.stages.mixed_requests import COUNT, alone_and_together, check_mixed, differing, latents_of, run_mixed
 from tests.stages.resume_states import request_of
+from tests.stages.scripts import run_script
 from triptych.contract import State
 from triptych.engines import CompiledNetwork
 from triptych.engines.exactness import example_rows, find_exactness
@@ -25,8 +21,6 @@ from triptych.stages.decoder import DecoderStage
 from triptych.stages.diffusion import DiffusionStage
 from triptych.stages.text_encoder import TextEncoderStage
 
-ROOT = Path(__file__).resolve().parents[2]
-
 
 @pytest.fixture
 def stage(options) -> Iterator[DiffusionStage]:
@@ -34,12 +28,6 @@ def stage(options) -> Iterator[DiffusionStage]:
     stage.start()
     yield stage
     stage.close()
-
-
-def run_script(*arguments: object) -> bytes:
-    environment = {**os.environ, "KERAS_BACKEND": "numpy"}  # the engine knows better
-    command = [sys.executable, "-m", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, env=environment, check=True, stdout=subprocess.PIPE).stdout
 
 
 def networks_of(stage: DiffusionStage) -> list[CompiledNetwork]:
@@ -56,24 +44,10 @@ def plant_an_inexact_size(network: CompiledNetwork, inexact: int) -> None:
     }
 
 
-def check(answer) -> None:
-    assert answer["differing"] == []
-    assert answer["distinct"] == COUNT
-    assert answer["largest_call"] > 2
-    assert answer["exact"]
-
-
 def test_32_requests_at_once_give_the_bytes_that_each_gives_alone(options):
     answer = run_mixed("openvino", options.model, str(options.cache_folder))
-    check(answer)
+    check_mixed(answer)
     assert answer["exact_batch_sizes"] == (1, 2, 4)
-
-
-@pytest.mark.timeout(300)  # TensorFlow is slow to start
-def test_so_they_do_on_tensorflow(options, tmp_path):
-    answer = json.loads(run_script("tests.stages.mixed_requests", "tensorflow", options.model, tmp_path))
-    check(answer)
-    assert max(answer["exact_batch_sizes"]) > 1
 
 
 async def test_a_size_that_is_listed_as_exact_and_is_not_shows(stage):

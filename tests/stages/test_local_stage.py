@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from tests.engines.test_cache import filled_by_another_process
 from triptych.engines import CompiledNetwork
 from triptych.errors import CheckpointError, EngineError, StartError
 from triptych.stages.decoder import DecoderStage
@@ -40,6 +41,7 @@ def test_a_start_from_compiled_networks_imports_no_keras(options, root):
     code = f"""
 import sys
 from pathlib import Path
+from tests.engines.test_cache import filled_by_another_process
 from tests.stages.options import Options
 from triptych.stages.decoder import DecoderStage
 from triptych.stages.diffusion import DiffusionStage
@@ -57,6 +59,10 @@ assert not sys.modules.keys() & {{"keras", "tensorflow", "jax"}}
 
 
 def test_other_weights_are_built_anew(options, tiny_model, tmp_path):
+    stage = DecoderStage(options)
+    stage.start()
+    stage.close()
+
     other = shutil.copytree(tiny_model, tmp_path / "other")
     stage = DecoderStage(replace(options, model=str(other)))
     stage.start()
@@ -95,6 +101,15 @@ async def test_sizes_may_be_chosen(options):
     stage.start()
     assert (await stage.identity()).sizes == ((64, 64), (32, 32))
     stage.close()
+
+
+def test_a_start_leaves_no_more_in_the_cache_than_it_may(options, cache_folder):
+    (unused,) = filled_by_another_process(cache_folder, "unused")
+    stage = TextEncoderStage(replace(options, cache_folder=cache_folder, cache_bytes=0, batch_sizes=(1,)))
+    stage.start()
+    stage.close()
+    assert not unused.exists()
+    assert [folder.name.partition("-")[0] for folder in cache_folder.iterdir()] == ["text_encoder"]
 
 
 def test_a_failed_warm_up_fails_the_start(options, monkeypatch):

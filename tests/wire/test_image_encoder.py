@@ -18,7 +18,7 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (2, 64, 96, 3), np.uint8)
 @pytest.mark.parametrize("mask", [None, IMAGES[:1, ..., 0].copy()])
 def test_pictures_arrive_at_the_image_encoder(seeds: np.ndarray | None, mask: np.ndarray | None) -> None:
     request = EncodeImagesRequest(images=IMAGES, seeds=seeds, mask=mask)
-    assert_same(image_encoder.read_request(over_the_wire(image_encoder.write_request(request))), request)
+    assert_same(image_encoder.read_request(over_the_wire(image_encoder.write_request(request)), IMAGE_ENCODER), request)
 
 
 def test_their_latents_arrive() -> None:
@@ -43,7 +43,7 @@ def test_it_says_who_it_is() -> None:
 )
 def test_what_does_not_fit_is_refused(inputs: dict[str, np.ndarray], parameters: dict[str, float], sentence: str) -> None:
     with pytest.raises(InvalidValue, match=sentence):
-        image_encoder.read_request(InferRequest(inputs=inputs, parameters=parameters))
+        image_encoder.read_request(InferRequest(inputs=inputs, parameters=parameters), IMAGE_ENCODER)
 
 
 def test_latents_of_other_pictures_are_no_answer() -> None:

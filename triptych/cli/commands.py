@@ -39,6 +39,15 @@ class ServiceName(StrEnum):
     ALL_IN_ONE = "all_in_one"
 
 
+class StageEntry(StrEnum):
+    """What `triptych swap` can swap."""
+
+    TEXT_ENCODER = "text_encoder"
+    DIFFUSION = "diffusion"
+    DECODER = "decoder"
+    IMAGE_ENCODER = "image_encoder"
+
+
 class Stage(StrEnum):
     """What `triptych prepare` can prepare, `pull` fetch and `check` load."""
 
@@ -112,11 +121,46 @@ def prepare(stage: Annotated[Stage, typer.Argument(help="Which stage.")]) -> Non
 def up(
     port: Annotated[int, typer.Option(help="The gateway's port; the stages take the next three.")] = 8000,
     model: Annotated[str | None, typer.Option(help="Which model; TRIPTYCH_MODEL or MODEL, else vignette, by default.")] = None,
+    topology: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="TRIPTYCH_TOPOLOGY",
+            help="The gateway's topology file, written where it does not exist; by default one that is gone afterwards.",
+        ),
+    ] = None,
 ) -> None:
     """Start the gateway and the three stages on this machine, and run them until Ctrl-C."""
     from triptych.cli.up import run_until_stopped
 
-    run_until_stopped(port, model)
+    run_until_stopped(port, model, topology)
+
+
+@app.command()
+def swap(
+    stage: Annotated[StageEntry, typer.Argument(help="Which stage.")],
+    to: Annotated[
+        list[str] | None, typer.Option(help="Where the new one is, such as http://127.0.0.1:8012; once for each replica.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Whose stage; the default model's by default.")] = None,
+    rollback: Annotated[bool, typer.Option("--rollback", help="Put back what the last swap replaced.")] = False,
+    gateway: Annotated[
+        str, typer.Option("--gateway", envvar="TRIPTYCH_URL", help="Where the gateway is.")
+    ] = "http://127.0.0.1:8000",
+    admin_token: Annotated[str | None, typer.Option(envvar="TRIPTYCH_ADMIN_TOKEN", help="What the gateway demands.")] = None,
+    timeout: Annotated[float, typer.Option(help="Seconds to wait until it is done.")] = 300.0,
+) -> None:
+    """Put another stage in a model's place while requests are flowing; it is checked first, and refused with a sentence."""
+    from triptych.cli.swap import swap_stage
+
+    swap_stage(
+        stage,
+        to=to or (),
+        rollback=rollback,
+        model=model,
+        url=gateway,
+        admin_token=admin_token,
+        timeout_seconds=timeout,
+    )
 
 
 @app.command()
@@ -295,3 +339,33 @@ def check(
     from triptych.cli.check import check_model
 
     check_model(name, stage=stage)
+
+
+@app.command(context_settings={"ignore_unknown_options": True})
+def bench(
+    arguments: Annotated[
+        list[str] | None, typer.Argument(help="Options of the benchmark's own: `triptych bench -- --help` lists them.")
+    ] = None,
+) -> None:
+    """Should you split, and how? Measure where the stages best live, in a checkout of the repository (docs/benchmarks.md)."""
+    from triptych.cli.benchmarks import become_benchmark
+
+    become_benchmark("benchmarks.timing", arguments or [])
+
+
+@app.command()
+def advise(
+    results: Annotated[Path, typer.Argument(help="Folder of a benchmark's results, or its results.json.")],
+    rate: Annotated[float, typer.Option(help="Requests a second.")] = 1.0,
+    p95: Annotated[float, typer.Option(help="Seconds that 95 of 100 requests may take at most.")] = 10.0,
+    machines: Annotated[Path | None, typer.Option(help="Table of machines; benchmarks/advisor/machines.toml by default.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the advice as Markdown and JSON, and how cost grows as a plot.")
+    ] = None,
+) -> None:
+    """Should you split, and how? From measured service times to machines and costs, in a checkout of the repository."""
+    from triptych.cli.benchmarks import become_benchmark
+
+    options = {"--rate": rate, "--p95": p95, "--machines": machines, "--out": out}
+    arguments = [f"{name}={value}" for name, value in options.items() if value is not None]
+    become_benchmark("benchmarks.advisor", [*arguments, "--", str(results)])

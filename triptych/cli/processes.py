@@ -26,7 +26,7 @@ HOST = "127.0.0.1"
 KEPT_LINES = 20
 POLL_SECONDS = 0.1
 STOP_SECONDS = 35.0
-"""A little longer than services grant what runs (`shutdown_seconds`)."""
+"""A little longer than the gateway grants what runs (`shutdown_seconds`); then its stages have nothing to finish."""
 _PR_SET_PDEATHSIG = 1
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 
 from triptych.cli.processes import HOST, Service, free_ports, is_free
 from triptych.errors import StartError
@@ -11,12 +12,13 @@ from triptych.errors import StartError
 STAGES = ("text_encoder", "diffusion", "decoder")
 
 
-def four_services(ports: tuple[int, ...], model: str | None = None) -> tuple[Service, ...]:
+def four_services(ports: tuple[int, ...], model: str | None = None, *, topology: Path | None = None) -> tuple[Service, ...]:
     """Three stages, and last the gateway that knows where they are.
 
     Args:
         ports: Of the gateway and the three stages.
         model: Which one they serve; None is what the environment says.
+        topology: The gateway's file; None is none, unless the environment names one.
     """
     gateway_port, *stage_ports = ports
     # A person reads these logs, though they come through a pipe.
@@ -29,6 +31,8 @@ def four_services(ports: tuple[int, ...], model: str | None = None) -> tuple[Ser
     addresses = {f"TRIPTYCH_{stage.name.upper()}_URL": stage.url for stage in stages}
     if "TRIPTYCH_TOKEN" in os.environ:
         addresses["TRIPTYCH_STAGE_TOKEN"] = os.environ["TRIPTYCH_TOKEN"]
+    if topology is not None:
+        addresses["TRIPTYCH_TOPOLOGY"] = str(topology)
     gateway = Service(
         name="central",
         port=gateway_port,

@@ -1,11 +1,13 @@
 """Compiled networks on disk: a folder each, named by the sha256 of everything that decides what is in it.
 
 A folder is filled under another name and then renamed, so that it is there as a whole or not at all, however many processes
-fill it at once.
+fill it at once. Whoever uses one holds a shared lock on it for as long as the process lives, and `prune` leaves it alone.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import importlib.util
 import json
@@ -27,6 +29,9 @@ _log = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 _DIGEST_BYTES = 32
 
+_in_use: dict[Path, int] = {}
+"""Folders that this process uses: the open files that hold the locks."""
+
 
 def find_or_fill(cache_folder: Path, name: str, key: Mapping[str, Any], fill: Callable[[Path], None]) -> tuple[Path, bool]:
     """The folder of the key, and whether it was there already.
@@ -42,7 +47,7 @@ def find_or_fill(cache_folder: Path, name: str, key: Mapping[str, Any], fill: Ca
     """
     canonical = json.dumps(key, sort_keys=True, indent=1)
     folder = cache_folder / f"{name}-{hashlib.sha256(canonical.encode()).hexdigest()[:32]}"
-    if _is_whole(folder):
+    if _use(folder):
         return folder, True
     if folder.exists():
         _log.warning("the compiled network in %s is damaged and is made anew", folder)
@@ -58,7 +63,24 @@ def find_or_fill(cache_folder: Path, name: str, key: Mapping[str, Any], fill: Ca
         _rename(unfinished, folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+    _use(folder)
     return folder, False
+
+
+def prune(cache_folder: Path, most_bytes: int) -> None:
+    """Removes compiled networks, the least recently used first, until the rest take no more than so many bytes.
+
+    Those that a process uses stay, whatever they take.
+    """
+    used = {path.parent: path.stat().st_mtime for path in cache_folder.glob(f"[!.]*/{MANIFEST}")}
+    sizes = {folder: sum(_sizes(folder).values()) for folder in used}
+    surplus = sum(sizes.values()) - most_bytes
+    for folder in sorted(used, key=used.__getitem__):
+        if surplus <= 0:
+            return
+        if _remove_unless_used(folder):
+            _log.info("the compiled network in %s was removed: the cache may take %d bytes", folder, most_bytes)
+            surplus -= sizes[folder]
 
 
 def keep_bytes(path: Path, content: bytes) -> None:
@@ -97,9 +119,45 @@ def code_digest(package: str) -> str:
     return content.hexdigest()
 
 
+def _use(folder: Path) -> bool:
+    """Whether the folder is there as a whole. Then it is in use from now on."""
+    try:
+        file = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return False
+    with contextlib.suppress(OSError):  # a file system without locks has no prune either
+        fcntl.flock(file, fcntl.LOCK_SH)
+    if not _is_whole(folder):
+        os.close(file)
+        return False
+    with contextlib.suppress(OSError):  # a cache that is only read has no order of use
+        os.utime(folder / MANIFEST)
+    if (before := _in_use.get(folder)) is not None:
+        os.close(before)
+    _in_use[folder] = file
+    return True
+
+
+def _remove_unless_used(folder: Path) -> bool:
+    file = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with tempfile.TemporaryDirectory(prefix=".", dir=folder.parent) as removed:
+            folder.rename(Path(removed) / folder.name)
+    except OSError:
+        return False
+    finally:
+        os.close(file)
+    return True
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    """Bytes of each file, by its path in the folder."""
+    return {str(path.relative_to(folder)): path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
 def _write_manifest(folder: Path, key: Any) -> None:
-    sizes = {str(path.relative_to(folder)): path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()}
-    (folder / MANIFEST).write_text(json.dumps({"key": key, "files": sizes}, indent=1), encoding="utf-8")
+    (folder / MANIFEST).write_text(json.dumps({"key": key, "files": _sizes(folder)}, indent=1), encoding="utf-8")
 
 
 def _is_whole(folder: Path) -> bool:

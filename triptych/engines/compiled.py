@@ -84,6 +84,7 @@ class CompiledNetwork:
         self._run = run
         self._costs: Mapping[int, float] = {size: size + _ROWS_OF_A_CALL for size in self.batch_sizes}
         self._splits: dict[int, list[int]] = {}
+        self._warm: set[int] = set()
 
     def use(self, exactness: Exactness, *, exactly: bool) -> None:
         """Takes note of what is known of the batch sizes.
@@ -121,17 +122,24 @@ class CompiledNetwork:
         """Evaluates the network for one of its batch sizes, as it is."""
         return self._run({name: np.ascontiguousarray(array) for name, array in inputs.items()})
 
-    def warm_up(self) -> None:
-        """Runs every batch size once, so that no request is the first.
+    def try_out(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
+        """As `run_exactly`, before the first request.
 
         Raises:
             EngineError: The network does not run, or returns what is not a number.
         """
+        outputs = self.run_exactly(inputs)
+        for name, array in outputs.items():
+            if not np.isfinite(array).all():
+                raise EngineError(f"the warm-up gave values in {name} that are no numbers; try another precision")
+        self._warm.add(self._num_rows(inputs))
+        return outputs
+
+    def warm_up(self) -> None:
+        """Tries out every batch size that was not, so that no request is the first. Raises EngineError as `try_out`."""
         for size in self.batch_sizes:
-            outputs = self.run_exactly({name: np.zeros((size, *row.shape), row.dtype) for name, row in self.rows.items()})
-            for name, array in outputs.items():
-                if not np.isfinite(array).all():
-                    raise EngineError(f"the warm-up gave values in {name} that are no numbers; try another precision")
+            if size not in self._warm:
+                self.try_out({name: np.zeros((size, *row.shape), row.dtype) for name, row in self.rows.items()})
 
     def _split(self, num_rows: int) -> list[int]:
         if num_rows not in self._splits:

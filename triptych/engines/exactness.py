@@ -41,7 +41,7 @@ def exactness_file(folder: Path, *circumstances: object) -> Path:
 
 
 def exactness_of(network: CompiledNetwork) -> Exactness:
-    """What is known of the network's batch sizes: as it was kept, else found now and kept. The network must be warm."""
+    """What is known of the network's batch sizes: as it was kept, else found now and kept."""
     path = network.exactness_file
     if path is not None and (content := kept_bytes(path)) is not None:
         return _read(content.tobytes())
@@ -72,10 +72,10 @@ def find_exactness(network: CompiledNetwork, rows: Arrays) -> Exactness:
     """Finds the batch sizes that agree with themselves and with each other, byte for byte.
 
     Where they fall into several groups, the group that is cheapest for requests of all sizes.
-    Costs three calls of each size, and two of sizes 1 and 2.
+    Costs three calls of each size, and two of sizes 1 and 2. They are its warm-up.
 
     Args:
-        network: Already warm.
+        network: A call of each size may be the first.
         rows: Inputs like those of requests, all different; more rows than the largest batch size.
     """
     groups: list[tuple[list[int], Results]] = []
@@ -111,7 +111,7 @@ def _try(network: CompiledNetwork, rows: Arrays, size: int) -> tuple[list[Result
     for numbers in _arrangements(len(next(iter(rows.values()))), size):
         inputs = {name: array[numbers] for name, array in rows.items()}
         started = time.perf_counter()
-        outputs = network.run_exactly(inputs)
+        outputs = network.try_out(inputs)
         seconds.append(time.perf_counter() - started)
         calls.append(
             {

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from triptych.errors import EngineError
+
+# Of stages that start side by side one imports Keras, and the others find it whole.
+_choosing = threading.RLock()
 
 
 def choose_backend(backend: str) -> None:
@@ -17,10 +21,11 @@ def choose_backend(backend: str) -> None:
     Raises:
         EngineError: It runs on another backend in this process already.
     """
-    if "keras" not in sys.modules:
-        os.environ["KERAS_BACKEND"] = backend
-    elif (current := sys.modules["keras"].config.backend()) != backend:
-        raise EngineError(f"Keras runs on {current} in this process already; the engine {backend} needs a process of its own")
+    with _choosing:
+        if "keras" not in sys.modules:
+            os.environ["KERAS_BACKEND"] = backend
+        elif (current := sys.modules["keras"].config.backend()) != backend:
+            raise EngineError(f"Keras runs on {current} in this process already; the engine {backend} needs a process of its own")
 
 
 def import_keras(backend: str) -> Any:
@@ -29,14 +34,15 @@ def import_keras(backend: str) -> Any:
     Raises:
         EngineError: It is not installed, or runs on another backend in this process already.
     """
-    choose_backend(backend)
-    try:
-        import keras
-    except ModuleNotFoundError as error:
-        raise EngineError(
-            f"the network must be built, which needs {error.name}, which is not installed: install the extra {backend}"
-        ) from error
-    return keras
+    with _choosing:
+        choose_backend(backend)
+        try:
+            import keras
+        except ModuleNotFoundError as error:
+            raise EngineError(
+                f"the network must be built, which needs {error.name}, which is not installed: install the extra {backend}"
+            ) from error
+        return keras
 
 
 @contextmanager

@@ -26,7 +26,7 @@ class GeneratedImage(BaseModel):
 class Timings(BaseModel):
     """Where the time went."""
 
-    queue_seconds: float = Field(description="Waiting for a turn at the gateway.")
+    queue_seconds: float = Field(description="Waiting for a turn at the gateway, or for a stage that was gone.")
     text_encoder_seconds: float
     diffusion_seconds: float
     decoder_seconds: float
@@ -71,7 +71,7 @@ class GenerateAnswer(BaseModel):
 
 def to_document(outcome: Outcome) -> GenerateAnswer:
     return GenerateAnswer(
-        id=outcome.job.id,
+        id=outcome.job.order.id,
         model=outcome.job.parameters.model,
         images=[
             GeneratedImage(b64_json=base64.b64encode(file).decode("ascii"), seed=seed)
@@ -120,7 +120,7 @@ def _receipt(outcome: Outcome) -> Receipt:
 
 def _timings(outcome: Outcome) -> Timings:
     stages = {f"{stage}_seconds": seconds for stage, seconds in outcome.generated.seconds.items()}
-    total = outcome.ended - outcome.job.arrived
+    total = outcome.ended - outcome.job.order.arrived
     gateway = total - outcome.queue_seconds - sum(stages.values())
     return Timings(queue_seconds=outcome.queue_seconds, gateway_seconds=gateway, total_seconds=total, **stages)
 
@@ -128,7 +128,7 @@ def _timings(outcome: Outcome) -> Timings:
 def _headers(outcome: Outcome) -> dict[str, str]:
     milliseconds = {name.removesuffix("_seconds"): 1000 * seconds for name, seconds in _timings(outcome)}
     return {
-        "X-Triptych-Id": outcome.job.id,
+        "X-Triptych-Id": outcome.job.order.id,
         "X-Triptych-Seed": str(outcome.generated.seeds[0]),
         "Server-Timing": ", ".join(f"{name};dur={duration:.1f}" for name, duration in milliseconds.items()),
     }

@@ -8,13 +8,15 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 
 from fastapi import Depends, FastAPI
 
-from triptych.gateway import catalogue, generate
+from triptych.gateway import admin, catalogue, generate, static
 from triptych.gateway.admission import Admission
 from triptych.gateway.errors import gateway_error
+from triptych.gateway.live_topology import LiveTopology
 from triptych.gateway.metrics import GatewayMetrics
 from triptych.gateway.registry import Registry
 from triptych.gateway.settings import GatewaySettings
 from triptych.gateway.state import Gateway
+from triptych.gateway.swap import Swaps
 from triptych.pipeline import Pipeline
 from triptych.serving.auth import make_guard
 from triptych.serving.base_app import make_app
@@ -27,9 +29,10 @@ Every error has one shape, `{"error": {"message", "type", "param", "code"}}`. A 
 
 def create_app(
     settings: GatewaySettings,
-    models: Mapping[str, Pipeline],
+    models: Mapping[str, Pipeline] | Registry,
     *,
     resources: Sequence[AbstractAsyncContextManager[object]] = (),
+    topology: LiveTopology | None = None,
 ) -> FastAPI:
     """A gateway in front of some models.
 
@@ -37,8 +40,9 @@ def create_app(
         settings: Of the gateway.
         models: By name, the default one first; one under `registry.NAMED_BY_ITS_DIFFUSION_STAGE` goes by that stage's.
         resources: What must live as long as the app: a client of remote stages, or the stages themselves.
+        topology: The file that the models follow, whose registry they are.
     """
-    registry = Registry(models)
+    registry = models if isinstance(models, Registry) else Registry(models)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -53,12 +57,17 @@ def create_app(
     )
     admission = Admission(max_running=settings.max_running_requests, max_waiting=settings.max_waiting_requests)
     metrics = GatewayMetrics(app.state.metrics.registry, admission)
-    app.state.gateway = Gateway(settings=settings, registry=registry, admission=admission, metrics=metrics)
-    # Health is for everybody: what asks for it has no keys.
+    swaps = None if topology is None else Swaps(topology, timeout_seconds=settings.swap_timeout_seconds)
+    app.state.gateway = Gateway(
+        settings=settings, registry=registry, admission=admission, metrics=metrics, topology=topology, swaps=swaps
+    )
+    # Health and the page are for everybody: what asks for them has no keys.
     app.include_router(catalogue.health, tags=["health"])
+    app.include_router(static.make_router())
     doors = [Depends(make_guard(settings))]
     app.include_router(generate.router, tags=["pictures"], dependencies=doors)
     app.include_router(catalogue.router, tags=["models"], dependencies=doors)
+    app.include_router(admin.router, tags=["administration"], dependencies=[Depends(admin.make_guard(settings))])
     return app
 
 

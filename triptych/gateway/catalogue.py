@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import asdict
+from datetime import datetime
+from enum import StrEnum
 from typing import Any
 
 from fastapi import APIRouter
@@ -14,6 +17,7 @@ from triptych.errors import StageNotReady
 from triptych.gateway.errors import gateway_error
 from triptych.gateway.registry import Identities, Model
 from triptych.gateway.state import Gateway, GatewayDep
+from triptych.gateway.steps import KEPT_STEPS, StepKind
 
 
 class StageAnswer(BaseModel):
@@ -24,10 +28,21 @@ class StageAnswer(BaseModel):
     numerics: dict[str, str] = Field(description="What decides its bytes besides weights and request.")
 
 
+class Inpainting(StrEnum):
+    """How a model keeps what a mask does not cover."""
+
+    MASKED_IMAGE = "masked_image"
+    KNOWN_LATENTS = "known_latents"
+
+
 class Abilities(BaseModel):
     """What a model can be asked for."""
 
     tasks: list[Task]
+    inpainting: Inpainting | None = Field(
+        description="How: `masked_image` is a network that sees mask and picture; `known_latents` is any other, where what is "
+        "known is put back after every evaluation. Null where it does not inpaint."
+    )
     sizes: list[tuple[int, int]] = Field(description="(width, height) in pixels; the first is the default.")
     samplers: list[str] = Field(description="The first is the default.")
     default_num_steps: int
@@ -47,8 +62,28 @@ class ModelAnswer(BaseModel):
     stages: dict[StageName, StageAnswer] | None
 
 
+class RetiringAnswer(BaseModel):
+    """A model that was replaced, and finishes what it has."""
+
+    name: str | None
+    jobs: int = Field(description="Requests that it has yet.")
+    since: datetime
+
+
+class StepAnswer(BaseModel):
+    """Something that happened to the models."""
+
+    time: datetime
+    step: StepKind
+    model: str | None
+    message: str
+
+
 class ModelsAnswer(BaseModel):
     models: list[ModelAnswer]
+    retiring: list[RetiringAnswer] = Field(description="Models that were replaced and have requests yet.")
+    steps: list[StepAnswer] = Field(description=f"What happened to the models: the latest {KEPT_STEPS}, the newest last.")
+    topology_problem: str | None = Field(description="Why the topology file as it is now was not taken up, if it was not.")
 
 
 class SamplerAnswer(BaseModel):
@@ -68,7 +103,13 @@ health = APIRouter()
 async def models(gateway: GatewayDep) -> ModelsAnswer:
     """The models, and what each can be asked for."""
     await _ask_the_missing(gateway)
-    return ModelsAnswer(models=[_describe(model, default=place == 0) for place, model in enumerate(gateway.registry)])
+    registry = gateway.registry
+    return ModelsAnswer(
+        models=[_describe(model, default=place == 0) for place, model in enumerate(registry)],
+        retiring=[RetiringAnswer(name=each.name, jobs=each.model.jobs, since=each.since) for each in registry.retiring],
+        steps=[StepAnswer(time=step.time, step=step.kind, model=step.model, message=step.message) for step in registry.steps],
+        topology_problem=None if gateway.topology is None else gateway.topology.problem,
+    )
 
 
 @router.get("/samplers")
@@ -102,9 +143,7 @@ async def ready(gateway: GatewayDep) -> Response:
 
 
 async def _ask_the_missing(gateway: Gateway) -> None:
-    for model in gateway.registry:
-        if model.identities is None:
-            await model.learn()
+    await asyncio.gather(*(model.learn() for model in gateway.registry if model.identities is None))
 
 
 def _describe(model: Model, *, default: bool) -> ModelAnswer:
@@ -121,8 +160,11 @@ def _describe(model: Model, *, default: bool) -> ModelAnswer:
 
 def _abilities(identities: Identities) -> Abilities:
     diffusion = identities.diffusion
+    tasks = [task for task in diffusion.tasks if task is Task.TEXT_TO_IMAGE or identities.image_encoder is not None]
+    way = Inpainting.MASKED_IMAGE if diffusion.takes_masked_image else Inpainting.KNOWN_LATENTS
     return Abilities(
-        tasks=[task for task in diffusion.tasks if task is Task.TEXT_TO_IMAGE or identities.image_encoder is not None],
+        tasks=tasks,
+        inpainting=way if Task.INPAINTING in tasks else None,
         sizes=list(identities.sizes),
         samplers=list(diffusion.samplers),
         default_num_steps=diffusion.default_num_steps,

@@ -41,8 +41,8 @@ _REFUSALS = {
     422: "A field is unknown, missing, or impossible for the model; `param` names it.",
     429: "The queue is full; Retry-After says when a place should be free.",
     499: "The request was cancelled by `DELETE /requests/{name}`.",
-    502: "A stage failed; `param` names it.",
-    503: "A stage is down, starting or stopping; `param` names it.",
+    502: "A stage failed, or broke off twice; `param` names it.",
+    503: "A stage is down, starting or stopping, for longer than a request waits; `param` names it.",
     504: "A stage was too slow; `param` names it.",
 }
 

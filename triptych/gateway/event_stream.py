@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import AbstractContextManager, aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,8 +34,10 @@ class EventStream(Stream):
 
     begins_at_once = True
 
-    def __init__(self, events: AsyncGenerator[Event, None], headers: dict[str, str]) -> None:
-        super().__init__(_encode(events), media_type=MEDIA_TYPE, headers=headers)
+    def __init__(
+        self, events: AsyncGenerator[Event, None], headers: dict[str, str], held: AbstractContextManager[object] | None = None
+    ) -> None:
+        super().__init__(_encode(events), media_type=MEDIA_TYPE, headers=headers, held=held)
 
     @asynccontextmanager
     async def alongside(self, send_part: SendPart) -> AsyncIterator[None]:

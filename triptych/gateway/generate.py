@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
+from contextlib import ExitStack, aclosing
 from typing import Any
 
 import structlog
@@ -15,7 +15,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from triptych.contract import ImageFormat
-from triptych.errors import Forbidden, InvalidValue, NotAcceptable, NotFound, TriptychError, UnsupportedMediaType
+from triptych.errors import Forbidden, InvalidValue, NotAcceptable, NotFound, StageNotReady, TriptychError, UnsupportedMediaType
 from triptych.gateway import event_stream
 from triptych.gateway.answers import GenerateAnswer, image_response, json_response, preview_document, to_document
 from triptych.gateway.body import GenerateBody, parse_body, parse_form
@@ -26,10 +26,11 @@ from triptych.gateway.event_stream import Event, EventStream
 from triptych.gateway.forms import MEDIA_TYPE as FORM
 from triptych.gateway.forms import read_form
 from triptych.gateway.negotiation import choose_media_type
-from triptych.gateway.parameters import resolve
+from triptych.gateway.orders import Job, Order, find, give
+from triptych.gateway.parameters import draw_seed
 from triptych.gateway.previews import Preview
 from triptych.gateway.state import Gateway, GatewayDep
-from triptych.gateway.work import Job, Outcome, carry_out, carry_out_to_the_end
+from triptych.gateway.work import Outcome, carry_out, carry_out_to_the_end
 from triptych.pipeline import StageProgress
 from triptych.serving.presence import cancelled_when_the_client_leaves
 from triptych.serving.request_ids import request_id
@@ -62,12 +63,15 @@ async def generate(request: Request, gateway: GatewayDep) -> Response:
     media_type = _negotiate(", ".join(request.headers.getlist("Accept")) or "*/*", body)
     if body.previews and media_type != event_stream.MEDIA_TYPE:
         raise InvalidValue(f"previews are events: ask for them with Accept: {event_stream.MEDIA_TYPE}", param="previews")
-    job = await _accept(gateway, request, body, media_type, arrived)
-    gateway.admission.refuse_if_full()
-    if media_type == event_stream.MEDIA_TYPE:
-        return EventStream(_as_events(gateway, job), headers={"X-Triptych-Id": job.id})
-    async with cancelled_when_the_client_leaves(request.receive):
-        outcome = await carry_out_to_the_end(gateway, job)
+    order = await _understand(gateway, request, body, media_type, arrived)
+    with ExitStack() as held:
+        job = await _accept(gateway, order, held)
+        gateway.admission.refuse_if_full()
+        if media_type == event_stream.MEDIA_TYPE:
+            held = held.pop_all()
+            return EventStream(_as_events(gateway, order, job, held), headers={"X-Triptych-Id": order.id}, held=held)
+        async with cancelled_when_the_client_leaves(request.receive):
+            outcome = await carry_out_to_the_end(gateway, order, job, held)
     return json_response(outcome) if media_type == JSON else image_response(outcome)
 
 
@@ -120,36 +124,46 @@ def _contradiction(media_type: str, body: GenerateBody) -> InvalidValue | None:
     return None
 
 
-async def _accept(gateway: Gateway, request: Request, body: GenerateBody, media_type: str, arrived: float) -> Job:
-    """The request as a job of a model that is there and can do it."""
+async def _understand(gateway: Gateway, request: Request, body: GenerateBody, media_type: str, arrived: float) -> Order:
+    """What is wanted, whoever can do it; its pictures are decoded."""
     deadline = read_deadline(request.headers, longest_seconds=gateway.settings.request_timeout_seconds)
-    model = await gateway.registry.find(body.model, deadline=deadline)
-    identities = await model.known(deadline=deadline)
+    filled_in: dict[str, Any] = {"seed": draw_seed()} if body.seed is None else {}
     if media_type in IMAGES:
-        body = body.model_copy(update={"output_format": IMAGES[media_type]})
-    pictures = await asyncio.to_thread(read_pictures, body, max_pixels=gateway.settings.max_image_pixels)
-    return Job(
+        filled_in["output_format"] = IMAGES[media_type]
+    return Order(
         id=request_id(request),
-        model=model,
-        identities=identities,
-        previews=body.previews or 0,
-        warnings=(*(identities.diffusion.warnings if body.sampler is None else ()), *pictures.warnings()),
-        parameters=resolve(body, str(model.name), identities, pictures),
+        body=body.model_copy(update=filled_in),
+        pictures=await asyncio.to_thread(read_pictures, body, max_pixels=gateway.settings.max_image_pixels),
         arrived=arrived,
         deadline=deadline,
     )
 
 
-async def _as_events(gateway: Gateway, job: Job) -> AsyncGenerator[Event, None]:
-    """The job as server-sent events; whatever goes wrong from here on is an event too, as the status has been sent."""
+async def _accept(gateway: Gateway, order: Order, held: ExitStack) -> Job | None:
+    """The order for a model that is there and can do it; the model counts it until what is held is let go.
+
+    None where no model is there now, and the order may wait for one.
+    """
     try:
-        async with aclosing(carry_out(gateway, job)) as events:
+        model = await find(gateway.registry, order, deadline=order.deadline)
+        held.enter_context(model.in_use())
+        return await give(order, model, deadline=order.deadline)
+    except StageNotReady:
+        if not gateway.settings.stage_wait_seconds:
+            raise
+        return None
+
+
+async def _as_events(gateway: Gateway, order: Order, job: Job | None, held: ExitStack) -> AsyncGenerator[Event, None]:
+    """The order as server-sent events; whatever goes wrong from here on is an event too, as the status has been sent."""
+    try:
+        async with aclosing(carry_out(gateway, order, job, held)) as events:
             async for event in events:
                 yield _told(event)
     except TriptychError as error:
         yield Event(name="error", data=gateway_error(error))
     except Exception:
-        log.exception("generate_failed", id=job.id)
+        log.exception("generate_failed", id=order.id)
         yield Event(name="error", data=gateway_error(TriptychError("something went wrong here, and has been logged")))
 
 

@@ -22,7 +22,9 @@ class GatewayMetrics:
             buckets=SECONDS_BUCKETS,
             registry=registry,
         )
-        running = Gauge("triptych_generations_running", "Requests that the stages work on.", registry=registry)
+        running = Gauge(
+            "triptych_generations_running", "Requests at work, or waiting for a stage that is gone.", registry=registry
+        )
         running.set_function(lambda: admission.running)
         waiting = Gauge("triptych_generations_waiting", "Requests that wait for their turn.", registry=registry)
         waiting.set_function(lambda: admission.waiting)

@@ -64,6 +64,10 @@ class Parameters:
 _PLAIN = tuple(name for name in Parameters.__annotations__ if name not in ("edit", "mask_blur", "takes_masked_image"))
 
 
+def draw_seed() -> int:
+    return secrets.randbelow(DRAWN_SEEDS)
+
+
 def resolve(body: GenerateBody, model: str, identities: Identities, pictures: Pictures = NO_PICTURES) -> Parameters:
     """Fills in the model's defaults and refuses what it does not take.
 
@@ -79,7 +83,7 @@ def resolve(body: GenerateBody, model: str, identities: Identities, pictures: Pi
         negative_prompt=body.negative_prompt or "",
         num_steps=body.num_steps or diffusion.default_num_steps,
         guidance_scale=diffusion.default_guidance_scale if body.guidance_scale is None else body.guidance_scale,
-        seed=secrets.randbelow(DRAWN_SEEDS) if body.seed is None else body.seed,
+        seed=draw_seed() if body.seed is None else body.seed,
         width=width,
         height=height,
         num_images=body.num_images or 1,

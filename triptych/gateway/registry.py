@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import TypeVar
 
 import structlog
@@ -20,6 +22,7 @@ from triptych.contract import (
 )
 from triptych.errors import NotFound, StageNotReady, StagesDoNotFit, StageTimeout, TriptychError
 from triptych.gateway.previews import IdleDecoder
+from triptych.gateway.steps import StepKind, Steps
 from triptych.pipeline import Pipeline
 from triptych.wire.open_inference import quoted
 
@@ -29,6 +32,8 @@ NAMED_BY_ITS_DIFFUSION_STAGE = ""
 """Where a topology gives a model no name of its own, it goes by the name that its diffusion stage gives itself."""
 
 IDENTITY_TIMEOUT_SECONDS = 5.0
+ASK_AGAIN_SECONDS = 0.25
+"""Between two questions to a stage that requests wait for."""
 
 log = structlog.get_logger(__name__)
 
@@ -70,15 +75,24 @@ class Model:
         idle_decoder: Its decoder, for previews.
         identities: What the stages said, or None while one of them is missing or they do not fit.
         problems: Why not, one sentence a missing stage; under `stages` where they do not fit.
+        jobs: Requests that it was found for and that are not answered yet.
+
+    Args:
+        configured_name: Its own, or `NAMED_BY_ITS_DIFFUSION_STAGE`.
+        pipeline: Its stages.
+        idle_decoder: Shared by all models of one decoder; None is one of its own.
     """
 
-    def __init__(self, configured_name: str, pipeline: Pipeline) -> None:
+    def __init__(self, configured_name: str, pipeline: Pipeline, *, idle_decoder: IdleDecoder | None = None) -> None:
         self.pipeline = pipeline
-        self.idle_decoder = IdleDecoder(pipeline.decoder)
+        self.idle_decoder = IdleDecoder(pipeline.decoder) if idle_decoder is None else idle_decoder
         self.identities: Identities | None = None
         self.problems: dict[str, str] = {"stages": "the stages have not been asked yet"}
+        self.jobs = 0
         self._configured_name = configured_name
+        self._when_idle: Callable[[], None] | None = None
         self._asking = asyncio.Lock()
+        self._pausing = asyncio.Lock()
         self._asked_at = float("-inf")
         # Asked and not heard yet, in the order of the stages; a question that is cancelled stays until the next one.
         self._silent: dict[StageName, None] = {}
@@ -89,6 +103,28 @@ class Model:
         if self._configured_name != NAMED_BY_ITS_DIFFUSION_STAGE:
             return self._configured_name
         return self.identities.diffusion.model if self.identities else None
+
+    def name_with(self, identities: Identities) -> str:
+        """Its name where its stages said this of themselves: of a request that is under way, whatever has happened since."""
+        return self._configured_name or identities.diffusion.model
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Counts one of its `jobs` for the length of the block."""
+        self.jobs += 1
+        try:
+            yield
+        finally:
+            self.jobs -= 1
+            if not self.jobs and self._when_idle is not None:
+                self._when_idle()
+
+    def when_idle(self, do: Callable[[], None]) -> None:
+        """Has something done as soon as it has no job; now, where it has none. For a model that gets no new ones."""
+        if self.jobs:
+            self._when_idle = do
+        else:
+            do()
 
     def forget(self) -> None:
         """A stage failed; another may stand in its place when it is back, so the next request asks first."""
@@ -104,10 +140,19 @@ class Model:
             await self._ask()
             self._asked_at = asked_at
 
-    async def known(self, *, deadline: float | None = None) -> Identities:
-        """The identities, asked for now where they are not known.
+    async def learn_again(self) -> None:
+        """As `learn`, a little after the stages were last asked: all who wait for one share a question every now and then."""
+        asked_at = self._asked_at
+        async with self._pausing:
+            if self._asked_at == asked_at:
+                await asyncio.sleep(asked_at + ASK_AGAIN_SECONDS - time.monotonic())
+                await self.learn()
+
+    async def known(self, *, patiently: bool = False, deadline: float | None = None) -> Identities:
+        """The identities, asked for where they are not known.
 
         Args:
+            patiently: Not now, but as `learn_again` does.
             deadline: Of `time.monotonic()`; None waits as long as a stage may take to answer.
 
         Raises:
@@ -117,7 +162,7 @@ class Model:
         if self.identities is None:
             try:
                 async with asyncio.timeout(None if deadline is None else max(0.0, deadline - time.monotonic())):
-                    await self.learn()
+                    await (self.learn_again() if patiently else self.learn())
             except TimeoutError:
                 silent = next(iter(self._silent), StageName.DIFFUSION)
                 message = f"the {silent} stage did not say who it is before the request's deadline"
@@ -171,25 +216,69 @@ class Model:
         self.identities, self.problems = None, problems
 
 
-class Registry:
-    """The models by name. The first is the one that a request gets that names none."""
+@dataclass(frozen=True, kw_only=True)
+class RetiringModel:
+    """A model that gets no new requests, and finishes those that it has.
 
-    def __init__(self, models: Mapping[str, Pipeline]) -> None:
-        if not models:
-            raise ValueError("a gateway serves at least one model")
-        self._models = tuple(Model(name, pipeline) for name, pipeline in models.items())
+    Attributes:
+        name: The one that it had.
+        since: When another one took its place, in UTC.
+    """
+
+    name: str | None
+    model: Model
+    since: datetime
+
+
+class Registry:
+    """The models by name. The first is the one that a request gets that names none.
+
+    Attributes:
+        retiring: Models that were replaced and have jobs yet.
+        steps: What happened to the models lately.
+    """
+
+    def __init__(self, models: Mapping[str, Pipeline] | Sequence[Model]) -> None:
+        made = [Model(name, pipeline) for name, pipeline in models.items()] if isinstance(models, Mapping) else models
+        self._models = _at_least_one(made)
+        self.retiring: list[RetiringModel] = []
+        self.steps = Steps()
 
     def __iter__(self) -> Iterator[Model]:
         return iter(self._models)
 
+    def replace(self, models: Sequence[Model]) -> None:
+        """From now on it is these. Those that are not among them any more finish what they have, and are let go."""
+        before, self._models = self._models, _at_least_one(models)
+        for model in before:
+            if model not in self._models:
+                self._retire(model)
+
+    def _retire(self, model: Model) -> None:
+        retiring = RetiringModel(name=model.name, model=model, since=datetime.now(UTC))
+        self.retiring.append(retiring)
+
+        def let_go() -> None:
+            self.retiring.remove(retiring)
+            self.steps.note(
+                StepKind.LET_GO, "its last request is answered: it sends nothing to its stages any more", model=retiring.name
+            )
+
+        model.when_idle(let_go)
+
     async def learn(self) -> None:
         await asyncio.gather(*(model.learn() for model in self))
 
-    async def find(self, name: str | None, *, deadline: float | None = None) -> Model:
+    async def find(
+        self, name: str | None, *, masked: bool = False, patiently: bool = False, deadline: float | None = None
+    ) -> Model:
         """The model of that name, or the default one.
 
         Args:
             name: None asks for the default.
+            masked: Whether a mask came with the request: where no name did, the first model that is ready and sees masks
+                itself goes before the default.
+            patiently: See `Model.known`.
             deadline: Of `time.monotonic()`, for a model that must be asked for its name.
 
         Raises:
@@ -197,17 +286,30 @@ class Registry:
             StageNotReady, StageTimeout: Whether one has it cannot be said, because a model's name is not known yet.
         """
         if name is None:
-            return self._models[0]
+            return next(filter(_sees_masks, self), self._models[0]) if masked else self._models[0]
         unnamed = [model for model in self if model.name is None]
         for model in self:
             if model.name == name:
                 return model
         for model in unnamed:
-            await model.known(deadline=deadline)
+            await model.known(patiently=patiently, deadline=deadline)
+            if model not in self._models:
+                # Replaced while it was asked.
+                return await self.find(name, masked=masked, patiently=patiently, deadline=deadline)
             if model.name == name:
                 return model
         names = ", ".join(str(model.name) for model in self)
         raise NotFound(f"there is no model {quoted(name)} here; there is {names}", param="model")
+
+
+def _at_least_one(models: Sequence[Model]) -> tuple[Model, ...]:
+    if not models:
+        raise ValueError("a gateway serves at least one model")
+    return tuple(models)
+
+
+def _sees_masks(model: Model) -> bool:
+    return model.identities is not None and model.identities.diffusion.takes_masked_image
 
 
 def _fits(image_encoder: ImageEncoderIdentity | None, diffusion: DiffusionIdentity) -> bool:

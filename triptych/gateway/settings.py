@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field, PositiveInt
@@ -21,6 +22,14 @@ class GatewaySettings(ServerSettings):
     api_keys: Tokens = ()
     """What callers send as `Authorization: Bearer`; several are separated by commas. None: everybody may call."""
 
+    admin_token: Token | None = None
+    """What `triptych swap` sends as `Authorization: Bearer`. None: stages are swapped from this machine alone, and only where
+    there are no `api_keys`."""
+
+    topology: Path | None = None
+    """A TOML file that names the models and says where their stages are, followed while it changes; see `docs/topology.md`. It
+    goes before the four addresses and `model_name` below; where it does not exist it is written from them."""
+
     text_encoder_url: str = "http://127.0.0.1:8001"
     """Where the text encoder is."""
 
@@ -39,11 +48,18 @@ class GatewaySettings(ServerSettings):
     model_name: str = ""
     """What callers name as `model`; by default the name that the diffusion stage gives itself."""
 
+    swap_timeout_seconds: Annotated[float, Field(gt=0)] = 120.0
+    """How long the picture of one step may take that a new stage makes before it is swapped in."""
+
     max_running_requests: PositiveInt = 32
     """Requests that the stages are given at the same time."""
 
     max_waiting_requests: Annotated[int, Field(ge=0)] = 128
     """Requests that may wait for their turn; one more is refused with 429."""
+
+    stage_wait_seconds: Annotated[float, Field(ge=0)] = 60.0
+    """How long a request waits, within its own deadline, for a stage that is gone, starting or being exchanged; 0 refuses it
+    with 503 at once."""
 
     poll_seconds: Annotated[float, Field(gt=0)] = 2.0
     """How often the stages are asked who they are, so that one that was exchanged is noticed."""

@@ -7,22 +7,34 @@ from collections.abc import Mapping
 import httpx2
 from fastapi import FastAPI
 
+from triptych.errors import StartError
 from triptych.gateway.app import create_app
+from triptych.gateway.live_topology import LiveTopology
+from triptych.gateway.remote_models import RemoteModels
 from triptych.gateway.settings import GatewaySettings
+from triptych.gateway.topology_file import ModelEntry, write_new
 from triptych.pipeline import Pipeline
-from triptych.remote import RemoteDecoder, RemoteDiffusion, RemoteImageEncoder, RemoteTextEncoder, make_client
+from triptych.remote import make_client
 from triptych.serving.lifespan import run_stages
 from triptych.serving.stage_app import LocalDecoder, LocalDiffusion, LocalImageEncoder, LocalTextEncoder
 
 
 def remote_gateway(settings: GatewaySettings) -> FastAPI:
-    """A gateway whose three stages are services.
+    """A gateway whose stages are services: those of the topology file where one is named, else the one model of the addresses.
+
+    A topology file that is not there yet is written, from the addresses.
 
     Raises:
-        StartError: An address cannot be read.
+        StartError: An address cannot be read, or the topology file says something that is impossible.
     """
     client = make_client()
-    return create_app(settings, remote_models(settings, client), resources=[client])
+    if settings.topology is None:
+        return create_app(settings, remote_models(settings, client), resources=[client])
+    models = RemoteModels(client, token=_stage_token(settings))
+    if not settings.topology.exists():
+        write_new(settings.topology, (entry_of(settings),))
+    live = LiveTopology(settings.topology, models)
+    return create_app(settings, live.registry, resources=[client, live], topology=live)
 
 
 def local_gateway(
@@ -32,7 +44,13 @@ def local_gateway(
     decoder: LocalDecoder,
     image_encoder: LocalImageEncoder,
 ) -> FastAPI:
-    """A gateway and its three stages in one process."""
+    """A gateway and its three stages in one process.
+
+    Raises:
+        StartError: A topology file is named, which says where stages are that are elsewhere.
+    """
+    if settings.topology is not None:
+        raise StartError("TRIPTYCH_TOPOLOGY says where stages are, and all_in_one has its own: it is for the gateway alone")
     stages = (text_encoder, diffusion, decoder, image_encoder)
     return create_app(settings, {settings.model_name: Pipeline(*stages)}, resources=[run_stages(*stages)])
 
@@ -47,11 +65,19 @@ def remote_models(settings: GatewaySettings, client: httpx2.AsyncClient) -> Mapp
     Raises:
         StartError: An address cannot be read.
     """
-    token = settings.stage_token.get_secret_value() if settings.stage_token else None
-    pipeline = Pipeline(
-        text_encoder=RemoteTextEncoder(settings.text_encoder_url, token=token, client=client),
-        diffusion=RemoteDiffusion(settings.diffusion_url, token=token, client=client),
-        decoder=RemoteDecoder(settings.decoder_url, token=token, client=client),
-        image_encoder=RemoteImageEncoder(settings.image_encoder_url or settings.decoder_url, token=token, client=client),
+    return {settings.model_name: RemoteModels(client, token=_stage_token(settings)).pipeline(entry_of(settings))}
+
+
+def entry_of(settings: GatewaySettings) -> ModelEntry:
+    """The settings' addresses as the one model of a topology."""
+    return ModelEntry(
+        name=settings.model_name,
+        text_encoder=(settings.text_encoder_url,),
+        diffusion=(settings.diffusion_url,),
+        decoder=(settings.decoder_url,),
+        image_encoder=(settings.image_encoder_url,) if settings.image_encoder_url else (),
     )
-    return {settings.model_name: pipeline}
+
+
+def _stage_token(settings: GatewaySettings) -> str | None:
+    return settings.stage_token.get_secret_value() if settings.stage_token else None

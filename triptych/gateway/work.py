@@ -10,42 +10,21 @@ from functools import partial
 from typing import TypeAlias
 
 from triptych.contract import StageName
-from triptych.errors import InvalidValue, StageError, StageTimeout
-from triptych.gateway.parameters import Parameters
+from triptych.errors import InvalidValue, StageBrokeOff, StageError, StageNotReady, StageTimeout
+from triptych.gateway.orders import Job, Order, find, give
 from triptych.gateway.previews import Preview, Previews
-from triptych.gateway.registry import Identities, Model
 from triptych.gateway.state import Gateway
+from triptych.gateway.waiting import Wait
 from triptych.pipeline import Generated, PredictedOriginal, StageProgress
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
-    """One request, understood and accepted.
-
-    Attributes:
-        previews: How many are wanted.
-        warnings: What the caller should know of a default that was filled in.
-        identities: What its stages said of themselves when it was accepted.
-        arrived: When the request came, by `time.monotonic()`.
-        deadline: When nobody waits for it any more, by the same clock.
-    """
-
-    id: str
-    model: Model
-    identities: Identities
-    parameters: Parameters
-    previews: int
-    warnings: tuple[str, ...]
-    arrived: float
-    deadline: float
-
-
-@dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What a job came to.
+    """What an order came to.
 
     Attributes:
-        queue_seconds: How long it waited for its turn.
+        job: The order for the model that made it in the end.
+        queue_seconds: How long it waited, for its turn and for stages that were gone.
         ended: When it was done, by `time.monotonic()`.
     """
 
@@ -58,80 +37,162 @@ class Outcome:
 Event: TypeAlias = StageProgress | Preview | Outcome
 
 
-def carry_out(gateway: Gateway, job: Job) -> AsyncGenerator[Event, None]:
-    """Waits for the job's turn and carries it out: progress and previews, then the outcome, the last.
+def carry_out(gateway: Gateway, order: Order, job: Job | None, held: ExitStack) -> AsyncGenerator[Event, None]:
+    """Waits for the order's turn and carries it out: progress and previews, then the outcome, the last.
 
-    Closing the iterator ends the work, and so does `gateway.running.cancel` with the job's name.
+    Closing the iterator ends the work, and so does `gateway.running.cancel` with the order's name.
+
+    Args:
+        gateway: Whose models are asked, and whose turn it is.
+        order: What is wanted.
+        job: The order for the model that was there when it came; None where there was none, and it may wait for one.
+        held: Has the model count the job; where another one gets it, that one's count is held in its place.
 
     Raises:
         RequestCancelled: By the latter.
     """
-    return gateway.running.follow(job.id, partial(_carry_out, gateway, job))
+    return gateway.running.follow(order.id, partial(_carry_out, gateway, order, job, held))
 
 
-async def _carry_out(gateway: Gateway, job: Job, tell: Callable[[Event], None]) -> None:
-    queued = time.monotonic()
-    try:
-        async with gateway.admission.turn(job.deadline):
-            queue_seconds = time.monotonic() - queued
-            request = replace(job.parameters.to_request(), previews=job.previews)
-            async with (
-                aclosing(job.model.pipeline.generate(request, deadline=job.deadline)) as events,
-                _previews(gateway, job, tell) as previews,
-            ):
-                with ExitStack() as decoding:
-                    async for event in events:
-                        if isinstance(event, PredictedOriginal):
-                            previews.offer(event)
-                        elif isinstance(event, StageProgress):
-                            at_work = event.stage
-                            tell(event)
-                            if at_work is StageName.DECODER:
-                                decoding.enter_context(job.model.idle_decoder.left_to_a_picture())
-                        else:
-                            generated = event
-    except StageTimeout:
-        raise  # a caller with little patience says nothing about the stage
-    except StageError:
-        job.model.forget()
-        raise
-    except InvalidValue as error:
-        if at_work is StageName.TEXT_ENCODER:
-            raise await _name_the_prompt(job, error) from None
-        # Its text encoder joins more chunks than its diffusion stage takes: no caller has sent a context.
-        raise (InvalidValue(error.message, param="prompt") if error.param == "context" else error) from None
-    # The place is free again before the answer is sent: a slow reader holds nobody up.
-    gateway.metrics.count(generated, job.parameters.model)
-    tell(Outcome(job=job, generated=generated, queue_seconds=queue_seconds))
-
-
-def _previews(gateway: Gateway, job: Job, tell: Callable[[Preview], None]) -> Previews:
-    return Previews(
-        job.model.idle_decoder,
-        most=job.previews,
-        deadline=job.deadline,
-        tell=tell,
-        count=partial(gateway.metrics.count_preview, job.parameters.model),
-    )
-
-
-async def _name_the_prompt(job: Job, error: InvalidValue) -> InvalidValue:
-    """The text encoder was sent two prompts and refuses one of them; asked for the first alone it shows which."""
-    request = job.parameters.to_request().to_encode()
-    prompt, *others = request.prompts
-    try:
-        if others:
-            alone = replace(request, prompts=(prompt,))
-            await job.model.pipeline.text_encoder.encode(alone, deadline=job.deadline)
-            return InvalidValue(error.message, param="negative_prompt")
-    except InvalidValue:
-        pass
-    return InvalidValue(error.message, param="prompt")
-
-
-async def carry_out_to_the_end(gateway: Gateway, job: Job) -> Outcome:
-    async with aclosing(carry_out(gateway, job)) as events:
+async def carry_out_to_the_end(gateway: Gateway, order: Order, job: Job | None, held: ExitStack) -> Outcome:
+    async with aclosing(carry_out(gateway, order, job, held)) as events:
         async for event in events:
             if isinstance(event, Outcome):
                 return event
     raise AssertionError("a job ends in an outcome or in an error")
+
+
+async def _carry_out(gateway: Gateway, order: Order, job: Job | None, held: ExitStack, tell: Callable[[Event], None]) -> None:
+    queued = time.monotonic()
+    async with gateway.admission.turn(order.deadline):
+        attempt, generated = await _try_until_made(gateway, order, job, held, tell)
+    # The place is free again before the answer is sent: a slow reader holds nobody up.
+    gateway.metrics.count(generated, attempt.job.parameters.model)
+    tell(Outcome(job=attempt.job, generated=generated, queue_seconds=attempt.began - queued))
+
+
+async def _try_until_made(
+    gateway: Gateway, order: Order, job: Job | None, held: ExitStack, tell: Callable[[Event], None]
+) -> tuple[Attempt, Generated]:
+    """Has the pictures made by the stages that are there, and once more by those that are there later where one is lost.
+
+    Nothing is lost where a stage says before the first evaluation that it is not ready: that is no attempt.
+    """
+    begin_to_wait = partial(Wait, seconds=gateway.settings.stage_wait_seconds, deadline=order.deadline)
+    wait = begin_to_wait()
+    previews = order.body.previews or 0
+    warnings: tuple[str, ...] = ()
+    while True:
+        job = await wait.until_there(partial(_up_to_date, gateway, order, job, wait, held))
+        attempt = Attempt(gateway, replace(job, warnings=(*job.warnings, *warnings)), tell, previews=previews)
+        try:
+            return attempt, await attempt.make()
+        except (StageNotReady, StageBrokeOff) as error:
+            if attempt.is_lost_by(error):
+                if warnings:
+                    raise
+                warnings = (f"{error.message}; the pictures were begun anew",)
+                wait = begin_to_wait()
+            wait.miss(error)
+            previews = attempt.previews
+
+
+async def _up_to_date(gateway: Gateway, order: Order, job: Job | None, wait: Wait, held: ExitStack) -> Job:
+    """The job, or where its model's stages are not what they were, or are gone, the order for whatever is there now."""
+    if job is not None and job.is_up_to_date:
+        return job
+    # A wait that has begun ends by itself, with its own words.
+    deadline = None if wait.has_begun else order.deadline
+    model = await find(gateway.registry, order, patiently=wait.has_begun, deadline=deadline)
+    held.close()
+    held.enter_context(model.in_use())
+    return await give(order, model, patiently=wait.has_begun, deadline=deadline)
+
+
+class Attempt:
+    """One go at a job.
+
+    Attributes:
+        job: Which.
+        began: When, by `time.monotonic()`.
+        previews: How many may still be told.
+    """
+
+    def __init__(self, gateway: Gateway, job: Job, tell: Callable[[StageProgress | Preview], None], *, previews: int) -> None:
+        self.job = job
+        self.began = time.monotonic()
+        self.previews = previews
+        self._gateway = gateway
+        self._tell = tell
+        self._at_work = StageName.TEXT_ENCODER
+        self._has_evaluated = False
+
+    async def make(self) -> Generated:
+        """The pictures; their progress and previews are told on the way.
+
+        Raises:
+            InvalidValue, StageError: As a stage raised it; the former names the caller's field.
+        """
+        try:
+            return await self._follow()
+        except StageTimeout:
+            raise  # a caller with little patience says nothing about the stage
+        except StageError:
+            self.job.model.forget()
+            raise
+        except InvalidValue as error:
+            if self._at_work is StageName.TEXT_ENCODER:
+                raise await self._name_the_prompt(error) from None
+            # Its text encoder joins more chunks than its diffusion stage takes: no caller has sent a context.
+            raise (InvalidValue(error.message, param="prompt") if error.param == "context" else error) from None
+
+    def is_lost_by(self, error: StageError) -> bool:
+        """Whether work was lost with it: a stage was at it when it broke off, or there were evaluations before."""
+        return isinstance(error, StageBrokeOff) or self._has_evaluated
+
+    async def _follow(self) -> Generated:
+        request = replace(self.job.parameters.to_request(), previews=self.previews)
+        pictures = self.job.model.pipeline.generate(request, deadline=self.job.order.deadline)
+        async with aclosing(pictures) as events, self._previews() as previews:
+            with ExitStack() as decoding:
+                async for event in events:
+                    if isinstance(event, PredictedOriginal):
+                        previews.offer(event)
+                    elif isinstance(event, StageProgress):
+                        self._note(event)
+                        if event.stage is StageName.DECODER:
+                            decoding.enter_context(self.job.model.idle_decoder.left_to_a_picture())
+                    else:
+                        generated = event
+        return generated
+
+    def _note(self, progress: StageProgress) -> None:
+        self._at_work = progress.stage
+        self._has_evaluated |= progress.position is not None or progress.stage is StageName.DECODER
+        self._tell(progress)
+
+    def _previews(self) -> Previews:
+        return Previews(
+            self.job.model.idle_decoder,
+            most=self.previews,
+            deadline=self.job.order.deadline,
+            tell=self._tell_preview,
+            count=partial(self._gateway.metrics.count_preview, self.job.parameters.model),
+        )
+
+    def _tell_preview(self, preview: Preview) -> None:
+        self.previews -= 1
+        self._tell(preview)
+
+    async def _name_the_prompt(self, error: InvalidValue) -> InvalidValue:
+        """The text encoder was sent two prompts and refuses one of them; asked for the first alone it shows which."""
+        request = self.job.parameters.to_request().to_encode()
+        prompt, *others = request.prompts
+        try:
+            if others:
+                alone = replace(request, prompts=(prompt,))
+                await self.job.model.pipeline.text_encoder.encode(alone, deadline=self.job.order.deadline)
+                return InvalidValue(error.message, param="negative_prompt")
+        except InvalidValue:
+            pass
+        return InvalidValue(error.message, param="prompt")

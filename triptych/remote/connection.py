@@ -5,15 +5,16 @@
     what happens                                   what is raised
     nobody listens, or the name is unknown         StageNotReady  503
     no answer before the deadline                  StageTimeout   504
-    the connection breaks, the answer is garbage   StageFailed    502
+    the connection breaks                          StageBrokeOff  502
+    the answer is garbage                          StageFailed    502
     the stage answers 400, 409, 413, 422, 501      the same class, with the stage's words
     the stage answers 429                          QueueFull, with its Retry-After
     the stage answers 503, 504                     StageNotReady, StageTimeout
     the stage answers anything else                StageFailed    502
     an error's frame                               as an answer with its status
-    frames that end without a result or an error   StageFailed    502
+    frames that end without a result or an error   StageBrokeOff  502
 
-401, 403 and 404 are among the last: address, token and model are the operator's doing, not the caller's.
+401, 403 and 404 are anything else: address, token and model are the operator's doing, not the caller's.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from triptych.errors import (
     MalformedRequest,
     NotSupported,
     QueueFull,
+    StageBrokeOff,
     StageError,
     StageFailed,
     StageNotReady,
@@ -148,7 +150,7 @@ class StageConnection:
         finally:
             await response.aclose()
         if not reader.is_complete:
-            raise self._error(StageFailed, "broke off in the middle of its answer")
+            raise self._error(StageBrokeOff, "broke off in the middle of its answer")
 
     def _frames_of(self, chunk: bytes, reader: FrameReader) -> Iterator[Frame]:
         with self.blame():
@@ -219,7 +221,7 @@ class StageConnection:
             return self._error(StageNotReady, "cannot be reached")
         if isinstance(error, TimeoutError | httpx2.TimeoutException):
             return self._error(StageTimeout, "did not answer in time")
-        return self._error(StageFailed, f"broke off ({type(error).__name__})")
+        return self._error(StageBrokeOff, f"broke off ({type(error).__name__})")
 
     def _refusal(self, refusal: Refusal) -> TriptychError:
         status, words = refusal.status, refusal.sentence[:MAX_ERROR_CHARACTERS]

@@ -26,14 +26,15 @@ def make_guard(settings: ServerSettings) -> Guard:
 
     async def guard(request: Request) -> None:
         if tokens:
-            _check_token(request, tokens)
+            check_token(request, tokens)
         elif not settings.insecure:
             _check_address(request, settings)
 
     return guard
 
 
-def _check_token(request: Request, tokens: list[bytes]) -> None:
+def check_token(request: Request, tokens: list[bytes]) -> None:
+    """Raises Unauthenticated where the request has none of the tokens."""
     scheme, _, token = request.headers.get("Authorization", "").partition(" ")
     sent = token.strip().encode("latin-1")
     # All of them, each in constant time: how long this takes says nothing about how near a guess came.
@@ -45,14 +46,15 @@ def _check_token(request: Request, tokens: list[bytes]) -> None:
 def _check_address(request: Request, settings: ServerSettings) -> None:
     """The settings refuse an open door already; this is for a server that was told another host than the settings were."""
     server = request.scope.get("server")
-    if server and not _is_this_machine(server[0]):
+    if server and not is_this_machine(server[0]):
         raise Forbidden(
             f"this service has no token, so it answers its own machine only: set {settings.token_variable()}, "
             "or TRIPTYCH_INSECURE=true to serve everybody"
         )
 
 
-def _is_this_machine(host: str) -> bool:
+def is_this_machine(host: str) -> bool:
+    """Whether a socket's address is one that only this machine can reach."""
     try:
         address = ipaddress.ip_address(host)
     except ValueError:

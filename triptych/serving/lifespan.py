@@ -31,7 +31,7 @@ class Startable(Protocol):
 
 @asynccontextmanager
 async def run_stages(*stages: Startable) -> AsyncIterator[None]:
-    """Starts stages one after the other in a thread, and closes those that were started.
+    """Starts stages side by side, each in a thread, and closes those that were started.
 
     A start that fails logs its sentence and ends the process with `EXIT_START_FAILED`: whoever runs it notices, and may retry.
     """
@@ -55,16 +55,22 @@ def _has_failed(task: asyncio.Task[None]) -> bool:
 
 async def _start(stages: Sequence[Startable], started: list[Startable]) -> None:
     begun = time.monotonic()
-    for stage in stages:
-        try:
-            await _in_thread(stage.start)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the process ends here
-            _log_failure(error)
-            # Raised in a task, this leaves the event loop and the server with a status. A signal would not do for process 1 of
-            # a container, where its default action is to be ignored.
-            raise SystemExit(EXIT_START_FAILED) from None
-        started.append(stage)
+    try:
+        await asyncio.gather(*(_start_one(stage, started) for stage in stages))
+    except Exception as error:  # noqa: BLE001 - whatever it is, the process ends here
+        _log_failure(error)
+        # Raised in a task, this leaves the event loop and the server with a status. A signal would not do for process 1 of
+        # a container, where its default action is to be ignored.
+        raise SystemExit(EXIT_START_FAILED) from None
     log.info("ready", seconds=round(time.monotonic() - begun, 3))
+
+
+async def _start_one(stage: Startable, started: list[Startable]) -> None:
+    def start() -> None:
+        stage.start()
+        started.append(stage)
+
+    await _in_thread(start)
 
 
 def _log_failure(error: Exception) -> None:
@@ -88,7 +94,7 @@ async def _in_thread(function: Callable[[], None]) -> None:
         if not loop.is_closed():
             loop.call_soon_threadsafe(done.set)
 
-    threading.Thread(target=run, name=getattr(function, "__qualname__", "start"), daemon=True).start()
+    threading.Thread(target=run, name="start", daemon=True).start()
     await done.wait()
     if failures:
         raise failures[0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, runtime_checkable
@@ -41,20 +41,38 @@ class FramedModel(ServedModel, Protocol):
         """The frames of one inference, the last one its result. Raises what `infer` raises."""
 
 
-@dataclass(frozen=True)
-class TextEncoderModel:
-    """`text_encoder`."""
+class WireFormat(Protocol):
+    """A module of `triptych.wire`: a model's tensors to and from what its stage takes and gives."""
 
-    stage: TextEncoder
-    name: ClassVar[str] = text_encoder.MODEL
-    stage_name: ClassVar[StageName] = StageName.TEXT_ENCODER
+    MODEL: str
+
+    def to_metadata(self, identity: Any, /) -> ModelMetadata: ...
+
+    def read_request(self, request: InferRequest, identity: Any, /) -> Any:
+        """Raises InvalidValue where the request does not fit the model."""
+
+    def write_response(self, answer: Any, /) -> InferResponse: ...
+
+
+@dataclass(frozen=True)
+class CalledModel:
+    """A model whose inference is one call of its stage."""
+
+    wire: WireFormat
+    stage_name: StageName
+    stage: TextEncoder | Decoder | ImageEncoder
+    verb: Callable[..., Awaitable[Any]]
+
+    @property
+    def name(self) -> str:
+        return self.wire.MODEL
 
     async def metadata(self) -> ModelMetadata:
-        return text_encoder.to_metadata(await self.stage.identity())
+        return self.wire.to_metadata(await self.stage.identity())
 
     async def infer(self, request: InferRequest, *, deadline: float) -> InferResponse:
-        encode = text_encoder.read_request(request, await self.stage.identity())
-        return text_encoder.write_response(await self.stage.encode(encode, deadline=deadline))
+        asked = self.wire.read_request(request, await self.stage.identity())
+        return self.wire.write_response(await self.verb(asked, deadline=deadline))
 
 
 @dataclass(frozen=True)
@@ -100,45 +118,11 @@ class DiffusionModel:
             raise StageFailed("the diffusion stage ended without a result", stage=self.stage_name)
 
 
-@dataclass(frozen=True)
-class DecoderModel:
-    """`decoder`."""
-
-    stage: Decoder
-    name: ClassVar[str] = decoder.MODEL
-    stage_name: ClassVar[StageName] = StageName.DECODER
-
-    async def metadata(self) -> ModelMetadata:
-        return decoder.to_metadata(await self.stage.identity())
-
-    async def infer(self, request: InferRequest, *, deadline: float) -> InferResponse:
-        decode = decoder.read_request(request, await self.stage.identity())
-        return decoder.write_response(await self.stage.decode(decode, deadline=deadline))
-
-
-@dataclass(frozen=True)
-class ImageEncoderModel:
-    """`image_encoder`."""
-
-    stage: ImageEncoder
-    name: ClassVar[str] = image_encoder.MODEL
-    stage_name: ClassVar[StageName] = StageName.DECODER
-
-    async def metadata(self) -> ModelMetadata:
-        return image_encoder.to_metadata(await self.stage.identity())
-
-    async def infer(self, request: InferRequest, *, deadline: float) -> InferResponse:
-        await self.stage.identity()
-        return image_encoder.write_response(
-            await self.stage.encode_images(image_encoder.read_request(request), deadline=deadline)
-        )
-
-
 _BY_VERB: Mapping[str, Callable[[Any], ServedModel]] = {
-    "encode": TextEncoderModel,
+    "encode": lambda stage: CalledModel(text_encoder, StageName.TEXT_ENCODER, stage, stage.encode),
     "denoise": DiffusionModel,
-    "decode": DecoderModel,
-    "encode_images": ImageEncoderModel,
+    "decode": lambda stage: CalledModel(decoder, StageName.DECODER, stage, stage.decode),
+    "encode_images": lambda stage: CalledModel(image_encoder, StageName.DECODER, stage, stage.encode_images),
 }
 
 

@@ -122,6 +122,10 @@ class ServerSettings(BaseSettings):
 class StageSettings(ServerSettings):
     """What a stage service is told: the three are told alike."""
 
+    shutdown_seconds: Annotated[float, Field(ge=0)] = 600.0
+    """How long running requests may go on after SIGTERM: by default as long as a request may take. Nothing new is taken
+    meanwhile, and the stage ends when the last is done."""
+
     model: Annotated[str, Field(validation_alias=AliasChoices("TRIPTYCH_MODEL", "MODEL"))] = "vignette"
     """A name of `triptych models list`; the path of a diffusers folder or of a .safetensors file; or `owner/name` on the Hub,
     with `@revision` if need be. `MODEL` is read where this is not set."""
@@ -171,6 +175,10 @@ class StageSettings(ServerSettings):
 
     cache_folder: Path = Field(default_factory=lambda: platformdirs.user_cache_path("triptych"))
     """Where compiled networks are kept; by default `triptych` in the user's folder for caches."""
+
+    cache_bytes: Annotated[int, Field(ge=0)] | None = None
+    """Bytes that compiled networks may take: after each start those that were not used for longest are removed, and none that a
+    process uses. By default all are kept: one of Stable Diffusion's U-Net takes 3.4 GB for each size of picture."""
 
     token: Token | None = None
     """What a caller must send as `Authorization: Bearer`."""

@@ -18,51 +18,23 @@ from triptych.contract import (
     check_decode,
     sha256_of,
 )
-from triptych.engines import CompiledNetwork, RowSpec
+from triptych.engines import RowSpec
 from triptych.errors import StageFailed
-from triptych.stages.call_batcher import CallBatcher
+from triptych.models.config import VAEConfig
+from triptych.stages.autoencoder import AutoencoderStage
 from triptych.stages.images import encode_image, paste, to_pixels
-from triptych.stages.local_stage import LocalStage, NetworkLoader
-from triptych.stages.options import StageOptions
-from triptych.stages.worker import Worker
 
 
-class DecoderStage(LocalStage[DecoderIdentity]):
+class DecoderStage(AutoencoderStage[DecoderIdentity]):
     """See `contract.Decoder`."""
 
-    name = StageName.DECODER
+    network = Network.VAE_DECODER
+    input = "latents"
+    identity_type = DecoderIdentity
 
-    def __init__(self, options: StageOptions) -> None:
-        super().__init__(options)
-        self._worker = Worker(stage=self.name, queue_size=options.queue_size)
-
-    def load(self, networks: NetworkLoader) -> DecoderIdentity:
-        facts, config = networks.files.facts, networks.files.vae
-        sizes = networks.sizes(config.downsampling)
-        shapes = [(height // config.downsampling, width // config.downsampling) for width, height in sizes]
-        self._networks = {
-            shape: self._batched(networks.load(Network.VAE_DECODER, {"latents": RowSpec(shape=(*shape, config.latent_channels))}))
-            for shape in shapes
-        }
-        return DecoderIdentity(
-            model=facts.model,
-            weights_digest=networks.weights_digest(Network.VAE_DECODER),
-            numerics=networks.numerics,
-            exact=self.options.exact,
-            exact_batch_sizes=networks.exact_batch_sizes,
-            largest_difference=networks.largest_difference,
-            latent_space=facts.latent_space,
-            latent_channels=config.latent_channels,
-            scaling_factor=config.scaling_factor,
-            downsampling=config.downsampling,
-            sizes=sizes,
-        )
-
-    def _batched(self, network: CompiledNetwork) -> CallBatcher:
-        return CallBatcher(network, self._worker, capacity=network.usable_batch_sizes[-1])
-
-    def finish(self) -> None:
-        self._worker.close()
+    @staticmethod
+    def row(width: int, height: int, config: VAEConfig) -> RowSpec:
+        return RowSpec(shape=(height // config.downsampling, width // config.downsampling, config.latent_channels))
 
     async def decode(self, request: DecodeRequest, *, deadline: float | None = None) -> Decoded:
         check_decode(request, await self.identity())

@@ -12,6 +12,9 @@ from triptych.contract import Denoised, DenoiseEvent, DenoiseState, Float32, Pro
 from triptych.errors import StageFailed, StageTimeout, TriptychError
 from triptych.stages.evaluation import Row
 
+UNREAD = 16
+"""Events of a kind that wait for a reader who is behind. A newer one takes the place of the oldest."""
+
 
 class Denoising:
     """The rows of one request, and the one who waits for them.
@@ -46,7 +49,8 @@ class Denoising:
         self.last_turn = -1
         self._told = self.position
         self._left = False
-        self._events: asyncio.Queue[DenoiseEvent | TriptychError] = asyncio.Queue()
+        self._unread: list[DenoiseEvent | TriptychError] = []
+        self._told_something = asyncio.Event()
         self._loop = asyncio.get_running_loop()
 
     @property
@@ -75,17 +79,33 @@ class Denoising:
     # The waiter's
 
     async def events(self) -> AsyncGenerator[DenoiseEvent, None]:
-        """Progress, states where they were asked for, and Denoised, the last. Raises what went wrong."""
+        """Progress, states where they were asked for, and Denoised, the last. Raises what went wrong.
+
+        Whoever falls behind by more than UNREAD of progress, or of states, misses the oldest.
+        """
         if self.position == self.num_evaluations:  # resumed at the very end
             yield self._result()
             return
         while True:
-            event = await self._events.get()
+            event = await self._next()
             if isinstance(event, TriptychError):
                 raise event
             yield event
             if isinstance(event, Denoised):
                 return
+
+    async def _next(self) -> DenoiseEvent | TriptychError:
+        while not self._unread:
+            self._told_something.clear()
+            await self._told_something.wait()
+        return self._unread.pop(0)
+
+    def _hear(self, event: DenoiseEvent | TriptychError) -> None:
+        same = [place for place, unread in enumerate(self._unread) if type(unread) is type(event)]
+        if len(same) == UNREAD:
+            del self._unread[same[0]]
+        self._unread.append(event)
+        self._told_something.set()
 
     def leave(self) -> None:
         """Nobody waits any more: the rows are let go before the next evaluation."""
@@ -138,6 +158,6 @@ class Denoising:
 
     def _tell(self, event: DenoiseEvent | TriptychError) -> None:
         try:
-            self._loop.call_soon_threadsafe(self._events.put_nowait, event)
+            self._loop.call_soon_threadsafe(self._hear, event)
         except RuntimeError:  # the loop is closed: whoever waited is gone
             self._left = True

@@ -17,51 +17,25 @@ from triptych.contract import (
     UInt64,
     check_encode_images,
 )
-from triptych.engines import CompiledNetwork, RowSpec
+from triptych.engines import RowSpec
 from triptych.errors import StageFailed
+from triptych.models.config import VAEConfig
 from triptych.sampling.noise import Purpose, normal
-from triptych.stages.call_batcher import Arrays, CallBatcher
-from triptych.stages.local_stage import LocalStage, NetworkLoader
-from triptych.stages.options import StageOptions
-from triptych.stages.worker import Worker
+from triptych.stages.autoencoder import AutoencoderStage
+from triptych.stages.call_batcher import Arrays
 
 
-class ImageEncoderStage(LocalStage[ImageEncoderIdentity]):
+class ImageEncoderStage(AutoencoderStage[ImageEncoderIdentity]):
     """See `contract.ImageEncoder`."""
 
-    name = StageName.DECODER
     title = "image_encoder"
+    network = Network.VAE_ENCODER
+    input = "images"
+    identity_type = ImageEncoderIdentity
 
-    def __init__(self, options: StageOptions) -> None:
-        super().__init__(options)
-        self._worker = Worker(stage=self.name, queue_size=options.queue_size)
-
-    def load(self, networks: NetworkLoader) -> ImageEncoderIdentity:
-        facts, config = networks.files.facts, networks.files.vae
-        sizes = networks.sizes(config.downsampling)
-        self._networks = {
-            (height, width): self._batched(networks.load(Network.VAE_ENCODER, {"images": RowSpec(shape=(height, width, 3))}))
-            for width, height in sizes
-        }
-        return ImageEncoderIdentity(
-            model=facts.model,
-            weights_digest=networks.weights_digest(Network.VAE_ENCODER),
-            numerics=networks.numerics,
-            exact=self.options.exact,
-            exact_batch_sizes=networks.exact_batch_sizes,
-            largest_difference=networks.largest_difference,
-            latent_space=facts.latent_space,
-            latent_channels=config.latent_channels,
-            scaling_factor=config.scaling_factor,
-            downsampling=config.downsampling,
-            sizes=sizes,
-        )
-
-    def _batched(self, network: CompiledNetwork) -> CallBatcher:
-        return CallBatcher(network, self._worker, capacity=network.usable_batch_sizes[-1])
-
-    def finish(self) -> None:
-        self._worker.close()
+    @staticmethod
+    def row(width: int, height: int, config: VAEConfig) -> RowSpec:
+        return RowSpec(shape=(height, width, 3))
 
     async def encode_images(self, request: EncodeImagesRequest, *, deadline: float | None = None) -> EncodedImages:
         identity = await self.identity()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from contextlib import nullcontext
 from functools import partial
 from typing import ClassVar, Generic, TypeVar
 
@@ -13,14 +15,17 @@ from triptych.checkpoints.checkpoint import Network, load_network
 from triptych.checkpoints.registry import find_model
 from triptych.contract import DecoderIdentity, DiffusionIdentity, ImageEncoderIdentity, Numerics, StageName, TextEncoderIdentity
 from triptych.engines import CompiledNetwork, Exactness, NetworkSource, RowSpec, get_engine
-from triptych.engines.cache import code_digest
+from triptych.engines.cache import code_digest, prune
 from triptych.engines.exactness import exactness_of
 from triptych.engines.hardware import instruction_set
 from triptych.errors import StageNotReady, StartError
-from triptych.stages.batch_sizes import default_batch_sizes
+from triptych.stages.batch_sizes import default_batch_sizes, is_large
 from triptych.stages.options import StageOptions
 
 _log = logging.getLogger(__name__)
+
+# Stages of one process start side by side; building and compiling a large network takes several times its memory.
+_one_large_at_a_time = threading.Lock()
 
 Identity = TypeVar("Identity", TextEncoderIdentity, DiffusionIdentity, DecoderIdentity, ImageEncoderIdentity)
 
@@ -59,6 +64,8 @@ class LocalStage(ABC, Generic[Identity]):
         networks = NetworkLoader(self.options, self.name)
         self._identity = self.load(networks)
         self.started_from_cache = networks.all_from_cache
+        if self.options.cache_bytes is not None:
+            prune(self.options.cache_folder, self.options.cache_bytes)
         _log.info(
             "%s of %s: ready after %.1f s, %s, %s on %s",
             self.title or self.name,
@@ -146,6 +153,10 @@ class NetworkLoader:
         Raises:
             CheckpointError, EngineError: As their names say; no batch size is exact.
         """
+        with _one_large_at_a_time if is_large(self.files.config(network)) else nullcontext():
+            return self._load(network, rows)
+
+    def _load(self, network: Network, rows: Mapping[str, RowSpec]) -> CompiledNetwork:
         source = NetworkSource(
             name=network,
             build=partial(load_network, self.files, network),
@@ -163,8 +174,8 @@ class NetworkLoader:
             precision=self._precision,
             cache_folder=self._options.cache_folder,
         )
-        compiled.warm_up()
         exactness = exactness_of(compiled)
+        compiled.warm_up()
         compiled.use(exactness, exactly=self._options.exact)
         if not self._options.exact:
             difference = exactness.largest_difference

@@ -34,6 +34,10 @@ class StageOptions(Protocol):
         """Where compiled networks are kept; made if it is missing."""
 
     @property
+    def cache_bytes(self) -> int | None:
+        """What they may take there, those in use aside; None is no limit."""
+
+    @property
     def batch_sizes(self) -> tuple[int, ...] | None:
         """Numbers of rows for which the network is compiled; None is the stage's own choice.
 

@@ -40,7 +40,7 @@ def write_request(request: EncodeImagesRequest) -> InferRequest:
     return InferRequest(inputs=inputs, outputs=(RequestedOutput(name="latents"),))
 
 
-def read_request(request: InferRequest) -> EncodeImagesRequest:
+def read_request(request: InferRequest, identity: ImageEncoderIdentity) -> EncodeImagesRequest:
     """Raises InvalidValue where the request does not fit the model."""
     check_inputs(request.inputs, _INPUTS)
     Parameters(request.parameters).finish()
