@@ -93,7 +93,8 @@ def _keras_cv(results: Results) -> Section:
     yield """## keras-cv
 
 Presets at full size, random weights, from keras-cv's `.h5` files through `triptych pull --from`: each network in float32, the
-decoder of 512x512 against keras-cv's own in float64; and the picture of `generate_image`, 128x128, 3 steps, from the same noise.
+decoder of 512x512 against keras-cv's own in float64; and the picture of `generate_image`, 128x128, 3 steps, from the same noise,
+by our three services over HTTP.
 
 | what | error | bound | peak GB | measured |
 | --- | ---: | ---: | ---: | ---: |"""
@@ -110,7 +111,7 @@ def _end_to_end(results: Results) -> Section:
         yield f"""## End to end
 
 {name}, float32 on both sides, the same noise, DDIM, 3 steps, guidance 7.5: our three services over HTTP against
-`StableDiffusionPipeline`. Not at 512x512, because the two sides are to take no more than four minutes on two busy cores.
+`StableDiffusionPipeline`.
 """
         rows = [
             ("contexts, relative error", f"{each['context_error']:.1e}", ""),

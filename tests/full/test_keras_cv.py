@@ -5,22 +5,31 @@ keras-cv runs in a process of its own, and so do the conversion and each of our 
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from benchmarks.memory import PeakMemory
+from tests.end_to_end.real_services import running
+from tests.full.real_stages import environment
 from tests.full.results import record
-from tests.reference.keras_cv_peer import PIXEL_TOLERANCE, Peer, our_images, run_peer
+from tests.reference.keras_cv_peer import PIXEL_TOLERANCE, Peer, generated_by, run_peer
 from tests.tiny_models import ROOT
 from triptych.checkpoints.checkpoint import Network
 from triptych.checkpoints.keras_cv import PRESETS, pull_keras_cv
+from triptych.cli.processes import free_ports
+from triptych.cli.topology import four_services
+from triptych.contract import UInt8
+from triptych.pipeline import Pipeline
+from triptych.remote import RemoteDecoder, RemoteDiffusion, RemoteTextEncoder, make_client
 
 pytestmark = pytest.mark.timeout(3600)
 
@@ -29,6 +38,7 @@ SIZE = 128
 
 DECODER_SIZE = 512
 MEMORY_BYTES = 16e9
+REMOTE_STAGES = (RemoteTextEncoder, RemoteDiffusion, RemoteDecoder)
 
 
 @pytest.fixture(scope="module", params=PRESETS)
@@ -62,10 +72,19 @@ def test_each_network_computes_what_keras_cvs_does(peer: Peer, network: Network,
     assert took["peak_bytes"] < MEMORY_BYTES
 
 
-async def test_three_stages_make_the_picture_of_generate_image(peer: Peer, tmp_path: Path) -> None:
-    images = await our_images(peer.folder / "model", tmp_path, SIZE)
+def test_three_services_make_the_picture_of_generate_image(peer: Peer, tmp_path: Path) -> None:
+    told = environment(peer.folder / "model", tmp_path, PRECISION="float32", SIZES=f"{SIZE}x{SIZE}")
+    stages = [replace(each, environment={**told, **each.environment}) for each in four_services(free_ports(4))[:-1]]
+    with running(stages):
+        images = asyncio.run(generated_over_http([stage.url for stage in stages]))
     difference = int(np.abs(images.astype(int) - peer.images).max())
     record("keras-cv", f"{peer.name}, the picture", {"largest_difference": difference, "bound": PIXEL_TOLERANCE})
     assert images.shape == peer.images.shape
     assert difference <= PIXEL_TOLERANCE
     assert len(np.unique(images)) > 100  # and it is a picture
+
+
+async def generated_over_http(urls: list[str]) -> UInt8:
+    async with make_client() as client:
+        stages = (stage(url, client=client) for stage, url in zip(REMOTE_STAGES, urls, strict=True))
+        return await generated_by(Pipeline(*stages), SIZE)

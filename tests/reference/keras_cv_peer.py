@@ -102,8 +102,20 @@ def relative_error(ours: NDArray[Any], theirs: NDArray[Any]) -> float:
 
 
 async def our_images(model: Path, cache: Path, size: int) -> UInt8:
-    """The picture of the same prompt, noise and steps, by our three stages."""
+    """The picture of the same prompt, noise and steps, by our three stages in this process."""
     options = Options(model=str(model), cache_folder=cache, batch_sizes=(2,), exact=False, sizes=((size, size),))
+    text_encoder, diffusion, decoder = stages = TextEncoderStage(options), DiffusionStage(options), DecoderStage(options)
+    try:
+        for stage in stages:
+            stage.start()
+        return await generated_by(Pipeline(text_encoder, diffusion, decoder), size)
+    finally:
+        for stage in stages:
+            stage.close()
+
+
+async def generated_by(pipeline: Pipeline, size: int) -> UInt8:
+    """The picture that a pipeline makes of keras-cv's prompt and noise, with as many steps."""
     request = GenerateRequest(
         prompt=PROMPT,
         negative_prompt=NEGATIVE_PROMPT,
@@ -114,14 +126,7 @@ async def our_images(model: Path, cache: Path, size: int) -> UInt8:
         num_steps=NUM_STEPS,
         guidance_scale=GUIDANCE_SCALE,
     )
-    text_encoder, diffusion, decoder = stages = TextEncoderStage(options), DiffusionStage(options), DecoderStage(options)
-    try:
-        for stage in stages:
-            stage.start()
-        *_, generated = [event async for event in Pipeline(text_encoder, diffusion, decoder).generate(request)]
-    finally:
-        for stage in stages:
-            stage.close()
+    *_, generated = [event async for event in pipeline.generate(request)]
     assert isinstance(generated, Generated)
     assert isinstance(generated.images, np.ndarray)
     return generated.images
