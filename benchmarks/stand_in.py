@@ -51,6 +51,9 @@ class _StandIn:
     def start(self) -> None:
         """There is nothing to load."""
 
+    def stop(self, *, hand_back_all_at: float) -> None:
+        """Nothing of it takes long."""
+
     def close(self) -> None:
         """There is nothing to let go of."""
 

@@ -27,13 +27,22 @@ class Behind:
         """The whole answer to a whole request."""
         self.at_work += 1
         try:
-            reader, writer = self.idle.pop() if self.idle else await asyncio.open_connection(HOST, self.port, limit=2**20)
+            reader, writer = await self._connect()
             writer.write(message)
             answer = await read_message(reader)
             self.idle.append((reader, writer))
             return answer
         finally:
             self.at_work -= 1
+
+    async def _connect(self) -> Streams:
+        """An idle connection, unless the other side has closed it meanwhile: servers do so after some seconds."""
+        while self.idle:
+            reader, writer = self.idle.pop()
+            if not reader.at_eof():
+                return reader, writer
+            writer.close()
+        return await asyncio.open_connection(HOST, self.port, limit=2**20)
 
 
 async def read_message(reader: asyncio.StreamReader) -> bytes:

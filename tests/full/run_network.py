@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,6 @@ from triptych.checkpoints.diffusers_folder import DiffusersFolder
 from triptych.engines import NetworkSource, Precision, RowSpec, get_engine
 
 Arrays = Mapping[str, NDArray[Any]]
-SCALING_FACTOR = 0.18215
 
 
 def run_ours(network: Network, checkpoint: Path, inputs: Arrays, folder: Path) -> Arrays:
@@ -42,48 +41,15 @@ def run_theirs(network: Network, checkpoint: Path, inputs: Arrays, *, double: bo
     """As diffusers' own pipeline calls it."""
     import torch
 
+    from benchmarks.diffusers_networks import call_peer, load_peer
+
     dtype = torch.float64 if double else torch.float32
-    module = _their_module(network, checkpoint, dtype)
+    module = load_peer(network, checkpoint, dtype)
     tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
     tensors = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor.long() for name, tensor in tensors.items()}
     with torch.inference_mode():
-        outputs = _CALLS[network](module, tensors)
+        outputs = call_peer(network, module, tensors)
     return {name: tensor.numpy() for name, tensor in outputs.items()}
-
-
-def _their_module(network: Network, checkpoint: Path, dtype: Any) -> Any:
-    import diffusers
-    import transformers
-
-    classes = {"text_encoder": transformers.CLIPTextModel, "unet": diffusers.UNet2DConditionModel, "vae": diffusers.AutoencoderKL}
-    return classes[network.subfolder].from_pretrained(checkpoint / network.subfolder, torch_dtype=dtype).eval()
-
-
-def _encode_text(module: Any, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
-    return {"context": module(inputs["tokens"]).last_hidden_state}
-
-
-def _predict(module: Any, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
-    latents = inputs["latents"].permute(0, 3, 1, 2)
-    return {"prediction": module(latents, inputs["timestep"], inputs["context"]).sample.permute(0, 2, 3, 1)}
-
-
-def _encode_image(module: Any, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
-    distribution = module.encode(inputs["images"].permute(0, 3, 1, 2)).latent_dist
-    return {"mean": distribution.mean.permute(0, 2, 3, 1), "logvar": distribution.logvar.permute(0, 2, 3, 1)}
-
-
-def _decode(module: Any, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
-    latents = inputs["latents"].permute(0, 3, 1, 2) / SCALING_FACTOR
-    return {"images": module.decode(latents).sample.permute(0, 2, 3, 1)}
-
-
-_CALLS: Mapping[Network, Callable[[Any, Mapping[str, Any]], Mapping[str, Any]]] = {
-    Network.TEXT_ENCODER: _encode_text,
-    Network.UNET: _predict,
-    Network.VAE_ENCODER: _encode_image,
-    Network.VAE_DECODER: _decode,
-}
 
 
 def main() -> None:

@@ -9,21 +9,18 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from threading import Thread
-from typing import Any
 
+from benchmarks.line_processes import LineProcess, ScriptEnded, line_process
 from benchmarks.timing.asking import Asked, MeasurementError
 
 ROOT = Path(__file__).resolve().parents[3]
 REFERENCE_PYTHON = ROOT / ".venv-reference" / "bin" / "python"
-_STOP_SECONDS = 30.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,18 +88,16 @@ class RunningPeer:
         facts: What it said of itself: versions, and how its setting was carried out.
     """
 
-    def __init__(self, name: str, process: subprocess.Popen[str], ready_seconds: float, facts: Mapping[str, Any]) -> None:
-        self.name, self.ready_seconds, self.facts = name, ready_seconds, facts
+    def __init__(self, name: str, process: LineProcess) -> None:
+        self.name, self.ready_seconds, self.facts = name, process.ready_seconds, process.facts
         self.pids = {name: process.pid}
         self._process = process
 
     def picture(self, asked: Asked) -> dict[str, float]:
-        """Seconds by part, and `wall` as it is seen from here."""
-        assert self._process.stdin is not None
+        """Seconds by part, and `wall` as it is seen from here. Raises PeerUnavailable."""
         started = time.perf_counter()
-        self._process.stdin.write(json.dumps(asdict(asked)) + "\n")
-        self._process.stdin.flush()
-        answer = _read_line(self.name, self._process)
+        with _as_unavailable():
+            answer = self._process.ask(asdict(asked))
         return {**answer, "wall": time.perf_counter() - started}
 
 
@@ -111,27 +106,21 @@ def running_peer(name: str, task: PeerTask, *, on_line: Callable[[str, str], Non
     """Starts a peer, and ends it with the block.
 
     Raises:
-        PeerUnavailable: It is not installed, or ended before it was ready.
+        PeerUnavailable: It is not installed, or ended where it should have answered.
     """
     peer = PEERS[name]
-    started = time.monotonic()
-    process = subprocess.Popen(
-        [_python_with(peer), "-m", f"benchmarks.timing.peers.{peer.module}", json.dumps(asdict(task))],
-        cwd=ROOT,
-        env=_environment(task.threads),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    Thread(target=_pass_on, args=(name, process, on_line), daemon=True).start()
+    command = [_python_with(peer), "-m", f"benchmarks.timing.peers.{peer.module}", json.dumps(asdict(task))]
+    environment = _environment(task.threads)
+    with _as_unavailable(), line_process(name, command, folder=ROOT, environment=environment, on_line=on_line) as process:
+        yield RunningPeer(name, process)
+
+
+@contextmanager
+def _as_unavailable() -> Iterator[None]:
     try:
-        facts = _read_line(name, process)
-        yield RunningPeer(name, process, time.monotonic() - started, facts)
-    finally:
-        process.terminate()
-        process.wait(_STOP_SECONDS)
+        yield
+    except ScriptEnded as error:
+        raise PeerUnavailable(str(error)) from None
 
 
 def _python_with(peer: Peer) -> str:
@@ -156,17 +145,3 @@ def _environment(threads: int) -> dict[str, str]:
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
-
-
-def _pass_on(name: str, process: subprocess.Popen[str], on_line: Callable[[str, str], None]) -> None:
-    assert process.stderr is not None
-    for line in process.stderr:
-        on_line(name, line.rstrip())
-
-
-def _read_line(name: str, process: subprocess.Popen[str]) -> dict[str, Any]:
-    assert process.stdout is not None
-    line = process.stdout.readline()
-    if not line:
-        raise PeerUnavailable(f"{name} ended with exit code {process.wait()} where it should have answered")
-    return dict(json.loads(line))

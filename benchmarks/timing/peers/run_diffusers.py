@@ -14,7 +14,8 @@ import diffusers
 import torch
 import transformers
 
-from benchmarks.timing.peers.protocol import Lines, Stopwatches
+from benchmarks.line_processes import Lines
+from benchmarks.timing.peers.stopwatches import Stopwatches
 
 PROMPT = "a red circle on a blue background"
 GUIDANCE_SCALE = 7.5

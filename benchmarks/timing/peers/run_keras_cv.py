@@ -14,7 +14,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from benchmarks.timing.peers.protocol import Lines, Stopwatches
+from benchmarks.line_processes import Lines
+from benchmarks.timing.peers.stopwatches import Stopwatches
 
 PROMPT = "a red circle on a blue background"
 GUIDANCE_SCALE = 7.5

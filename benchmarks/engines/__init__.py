@@ -1,0 +1,1 @@
+"""How near each network runs to the machine's limit and to its fastest peer: `python -m benchmarks.engines`."""
