@@ -55,8 +55,8 @@ READY_SECONDS = 600.0
 POLL_SECONDS = 0.2
 
 # What is looked for in every image, and what each may have of it.
-MACHINE_LEARNING = ("jax", "keras", "openvino", "safetensors", "scipy", "tensorflow", "tokenizers", "torch", "PIL")
-STAGE_PACKAGES = {"keras", "openvino", "safetensors", "scipy", "tokenizers", "PIL"}
+MACHINE_LEARNING = ("jax", "keras", "openvino", "safetensors", "scipy", "tensorflow", "tokenizers", "torch")
+STAGE_PACKAGES = {"keras", "openvino", "safetensors", "scipy", "tokenizers"}
 FOLDERS = ("/", "/opt/triptych", "/opt/venv", "/var/cache/triptych", "/tmp", "/topology")
 
 LOOK_INSIDE = """

@@ -100,7 +100,7 @@ def distance_to_stroke(start: tuple[float, float], end: tuple[float, float]) -> 
 def test_a_prompt_goes_in_and_a_picture_comes_out(visits: Visits) -> None:
     visitor = visits()
     expect(visitor["sampler"].locator("option")).to_have_text(
-        ["ddim", "euler", "euler_ancestral", "dpm++_2m", "dpm++_2m_karras", "unipc", "pndm"]
+        ["ddim", "euler", "euler_ancestral", "dpm++_2m", "dpm++_2m_karras", "unipc", "pndm", "lcm"]
     )
     expect(visitor["num_steps"]).to_have_value("25")
     visitor.asks_for("a red heart on a white background", seed="18446744073709551615")

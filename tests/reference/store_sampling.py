@@ -8,6 +8,7 @@ Run in the reference environment, this stores what diffusers computes, so that `
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -96,6 +97,7 @@ OPTION_SETS: dict[str, list[dict[str, Any]]] = {
         LINEAR | TRAILING | V,
         SCALED_LINEAR | LEADING | V | {"steps_offset": 1},
     ],
+    "lcm": [SD_1, LINEAR, SCALED_LINEAR | V, SCALED_LINEAR | SAMPLE],
 }
 
 SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -106,8 +108,13 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "dpm++_2m_karras": ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}),
     "unipc": ("UniPCMultistepScheduler", {}),
     "pndm": ("PNDMScheduler", {"skip_prk_steps": True}),
+    "lcm": ("LCMScheduler", {}),
 }
-ANCESTRAL_NOISE = "diffusers.schedulers.scheduling_euler_ancestral_discrete.randn_tensor"
+NOISE = {
+    "euler_ancestral": "diffusers.schedulers.scheduling_euler_ancestral_discrete.randn_tensor",
+    "lcm": "diffusers.schedulers.scheduling_lcm.randn_tensor",
+}
+"""Where each draws its own; DDIM is given it."""
 
 
 def predictions_and_noises(num_evaluations: int, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
@@ -154,7 +161,7 @@ def run_diffusers(
     for timestep, prediction, noise in zip(timesteps, predictions, noises, strict=True):
         network_inputs.append(scheduler.scale_model_input(latents, timestep))
         extra = {"eta": eta, "variance_noise": noise if eta else None} if sampler == "ddim" else {}
-        with mock.patch(ANCESTRAL_NOISE, return_value=noise):
+        with mock.patch(NOISE[sampler], return_value=noise) if sampler in NOISE else nullcontext():
             latents = scheduler.step(prediction, timestep, latents, return_dict=False, **extra)[0]
         all_latents.append(latents)
     return {

@@ -23,6 +23,7 @@ from tests.reference.store_sampling import (
     run_diffusers,
 )
 from tests.reference.store_sampling import SHAPE as STORED_SHAPE
+from triptych.sampling.lcm import ORIGINAL_STEPS
 from triptych.sampling.noise import Purpose, normal
 from triptych.sampling.plan import Plan
 from triptych.sampling.samplers import make_plan
@@ -56,7 +57,7 @@ def plan_of(sampler: str, options: dict, num_steps: int) -> Plan:
 
 @pytest.mark.parametrize(("sampler", "options"), CASES)
 def test_every_evaluation_agrees_with_diffusers(sampler: str, options: dict) -> None:
-    for num_steps in MORE_NUM_STEPS:
+    for num_steps in (each for each in MORE_NUM_STEPS if sampler != "lcm" or each <= ORIGINAL_STEPS):
         theirs = run_diffusers(sampler, options, num_steps, SHAPE)
         plan = plan_of(sampler, options, num_steps)
         np.testing.assert_array_equal(plan.timesteps, theirs["timesteps"])

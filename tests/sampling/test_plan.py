@@ -17,8 +17,8 @@ SHAPE = (2, 3, 4)
 STABLE_DIFFUSION = ScheduleConfig(
     beta_start=0.00085, beta_end=0.012, beta_schedule=BetaSchedule.SCALED_LINEAR, timestep_spacing=TimestepSpacing.LEADING
 )
-RANDOM = ("ddim_eta_1", "euler_ancestral")
-DETERMINISTIC = tuple(sampler for sampler in SAMPLERS if sampler != "euler_ancestral")
+RANDOM = ("ddim_eta_1", "euler_ancestral", "lcm")
+DETERMINISTIC = tuple(sampler for sampler in SAMPLERS if sampler not in RANDOM)
 PNDM_ON_VELOCITIES = ("pndm", PredictionType.V_PREDICTION)
 """Averages velocities of several timesteps, as diffusers does, which says something else than averaging their noise."""
 

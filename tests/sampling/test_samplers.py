@@ -126,6 +126,7 @@ def test_every_array_of_state_is_needed_somewhere(sampler: str) -> None:
         ("dpm++_2m_karras", 1, 9),
         ("unipc", 3, 9),
         ("pndm", 3, 10),
+        ("lcm", 0, 9),
     ],
 )
 def test_what_a_sampler_carries_and_how_often_it_asks(sampler: str, state_arrays: int, num_evaluations: int) -> None:
@@ -142,7 +143,7 @@ def test_an_unknown_sampler_is_refused_with_those_there_are() -> None:
         make_plan("heun", ScheduleConfig(), 5)
     assert refused.value.param == "sampler"
     assert refused.value.message == (
-        "there is no sampler 'heun'; there are ddim, euler, euler_ancestral, dpm++_2m, dpm++_2m_karras, unipc, pndm"
+        "there is no sampler 'heun'; there are ddim, euler, euler_ancestral, dpm++_2m, dpm++_2m_karras, unipc, pndm, lcm"
     )
 
 
@@ -180,6 +181,8 @@ def test_an_impossible_number_of_steps_is_refused(sampler: str, num_steps: int) 
         ({"_class_name": "UniPCMultistepScheduler", "solver_type": "bh2"}, "unipc"),
         ({"_class_name": "UniPCMultistepScheduler", "solver_type": "bh1"}, None),
         ({"_class_name": "HeunDiscreteScheduler"}, None),
+        ({"_class_name": "LCMScheduler", "original_inference_steps": 50, "timestep_scaling": 10.0}, "lcm"),
+        ({"_class_name": "LCMScheduler", "original_inference_steps": 20}, None),
         ({}, None),
     ],
 )
@@ -221,7 +224,7 @@ def test_what_replaces_a_sampler_is_one_of_ours(name: str) -> None:
     [
         ({}, "names no scheduler: it lacks _class_name"),
         ({"_class_name": 3}, "names no scheduler"),
-        ({"_class_name": "LCMScheduler"}, "trained to be sampled by LCMScheduler, which nothing here can stand in for"),
+        ({"_class_name": "TCDScheduler"}, "trained to be sampled by TCDScheduler, which nothing here can stand in for"),
         ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, "FlowMatchEulerDiscreteScheduler"),
         ({"_class_name": "DPMSolverMultistepScheduler", "use_flow_sigmas": True}, "nothing here can stand in for"),
     ],

@@ -11,6 +11,7 @@ from triptych.sampling.ddim import ddim
 from triptych.sampling.dpmpp_2m import dpmpp_2m
 from triptych.sampling.euler import euler
 from triptych.sampling.euler_ancestral import euler_ancestral
+from triptych.sampling.lcm import ORIGINAL_STEPS, lcm
 from triptych.sampling.plan import Plan
 from triptych.sampling.pndm import pndm
 from triptych.sampling.schedule import ScheduleConfig
@@ -24,6 +25,7 @@ SAMPLERS: Mapping[str, Callable[..., Plan]] = {
     "dpm++_2m_karras": partial(dpmpp_2m, karras=True),
     "unipc": unipc,
     "pndm": pndm,
+    "lcm": lcm,
 }
 """Each takes a ScheduleConfig, a number of steps and `first_step`.
 
@@ -91,6 +93,8 @@ def named_sampler(scheduler_config: Mapping[str, Any]) -> str | None:
             return "dpm++_2m_karras" if karras else "dpm++_2m"
         case "UniPCMultistepScheduler" if not karras and _options_are(scheduler_config, _UNIPC):
             return "unipc"
+        case "LCMScheduler" if _options_are(scheduler_config, _LCM):
+            return "lcm"
     return None
 
 
@@ -139,6 +143,7 @@ def replaced_sampler(scheduler_config: Mapping[str, Any]) -> tuple[str, str | No
 
 
 _KNOWN_IN_PART = {"DPMSolverMultistepScheduler", "EulerDiscreteScheduler", "PNDMScheduler", "UniPCMultistepScheduler"}
+_LCM = {"original_inference_steps": ORIGINAL_STEPS, "timestep_scaling": 10.0}
 _SIGMAS = {"use_exponential_sigmas": False, "use_beta_sigmas": False}
 _MULTISTEP = _SIGMAS | {"solver_order": 2, "use_flow_sigmas": False}
 _DPMPP_2M = _MULTISTEP | {
