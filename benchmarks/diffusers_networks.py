@@ -13,7 +13,7 @@ import transformers
 from triptych.checkpoints.checkpoint import Network
 
 SCALING_FACTOR = 0.18215
-_CLASSES = {
+_CLASSES: Mapping[str, Any] = {
     "text_encoder": transformers.CLIPTextModel,
     "unet": diffusers.UNet2DConditionModel,
     "vae": diffusers.AutoencoderKL,
@@ -22,14 +22,16 @@ _CLASSES = {
 Tensors = Mapping[str, torch.Tensor]
 
 
-def peer_class(network: Network) -> Any:
-    """Theirs."""
-    return _CLASSES[network.subfolder]
+def make_peer(subfolder: str, config: Mapping[str, Any]) -> torch.nn.Module:
+    """A network of a `config.json`, with the weights that torch gives it: none on its device `meta`."""
+    if subfolder == "text_encoder":
+        return transformers.CLIPTextModel(transformers.CLIPTextConfig(**config))
+    return _CLASSES[subfolder].from_config(config)
 
 
 def load_peer(network: Network, checkpoint: Path, dtype: torch.dtype) -> torch.nn.Module:
     """The network of a folder in diffusers' layout, for `call_peer`."""
-    return peer_class(network).from_pretrained(checkpoint / network.subfolder, torch_dtype=dtype).eval()
+    return _CLASSES[network.subfolder].from_pretrained(checkpoint / network.subfolder, torch_dtype=dtype).eval()
 
 
 def call_peer(network: Network, module: torch.nn.Module, inputs: Tensors) -> Tensors:

@@ -16,12 +16,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import numpy as np
 import torch
-import transformers
 from numpy.typing import NDArray
 
+from benchmarks.diffusers_networks import make_peer
 from benchmarks.real_configurations import CLIP_L, DDIM, OPENCLIP_H, UNET_1, UNET_2, VAE, Config
 from triptych.models.tokenizer import END, START, save_tokenizer
 
@@ -111,13 +110,7 @@ def _write_json(path: Path, values: Config) -> None:
 def _shapes_of(subfolder: str, config: Config) -> dict[str, tuple[int, ...]]:
     """The tensors of a network under the names that its publishers' files have."""
     with torch.device("meta"):
-        match subfolder:
-            case "text_encoder":
-                module = transformers.CLIPTextModel(transformers.CLIPTextConfig(**config))
-            case "unet":
-                module = diffusers.UNet2DConditionModel.from_config(config)
-            case _:
-                module = diffusers.AutoencoderKL.from_config(config)
+        module = make_peer(subfolder, config)
     return {_published_name(subfolder, name): tuple(parameter.shape) for name, parameter in module.named_parameters()}
 
 

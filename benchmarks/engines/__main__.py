@@ -78,6 +78,7 @@ class Rivals:
 
 def measure(rivals: Rivals, rounds: int) -> dict[str, Any]:
     """One network: all contenders stay, and take turns whose order rotates."""
+    operations = operations_of(rivals.network, rivals.inputs)
     for name in (EXACT, OURS):  # for its outputs, and for the graph on disk
         with rivals.running(name):
             pass
@@ -98,7 +99,6 @@ def measure(rivals: Rivals, rounds: int) -> dict[str, Any]:
         busy = meter.read()
         memory = {name: asdict(resident_memory(process.pid)) for name, process in running.items()}
         precision = {name: process.facts["precision"] for name, process in running.items()}
-    operations = operations_of(rivals.network, rivals.inputs)
     peak = 2 * MATRIX_SIDE**3 / statistics.median(seconds[PEAK])
     return {
         "operations": operations,
@@ -175,8 +175,8 @@ def main() -> None:
         for network in arguments.networks:
             print(f"Measuring the {network} ...", file=sys.stderr, flush=True)
             results[network.value] = measure(Rivals(network, checkpoint, folder, arguments.threads), arguments.rounds)
+            write_results("engines", {**told, "networks": results})
     print(report(results), "\n\n" + describe(told))
-    write_results("engines", {**told, "networks": results})
 
 
 def _keep_quiet(name: str, line: str) -> None:

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.diffusers_networks import call_peer, peer_class
+from benchmarks.diffusers_networks import call_peer, make_peer
 from benchmarks.real_configurations import CLIP_L, UNET_1, VAE
 from triptych.checkpoints.checkpoint import Network
 
@@ -41,7 +41,7 @@ def inputs_of(network: Network, *, side: int = 512, seed: int = 0) -> dict[str, 
 def operations_of(network: Network, inputs: Arrays) -> int:
     """Additions and multiplications of the matrix products and convolutions, as torch counts them."""
     with torch.device("meta"):
-        module = peer_class(network).from_config(_CONFIGS[network])
+        module = make_peer(network.subfolder, _CONFIGS[network])
     tensors = {
         name: torch.empty(array.shape, dtype=torch.from_numpy(array).dtype, device="meta") for name, array in inputs.items()
     }
