@@ -17,7 +17,7 @@ from triptych.models.config import (
     STABLE_DIFFUSION_1_5_VAE,
 )
 from triptych.models.text_encoder import build_text_encoder
-from triptych.models.unet import build_unet
+from triptych.models.unet import build_shallow_unet, build_unet, num_features
 from triptych.models.vae import build_vae_decoder, build_vae_encoder
 
 TOLERANCE = 1e-5  # of the output's norm, float32
@@ -74,6 +74,24 @@ def test_one_network_takes_every_size(size: tuple[int, int]):
     assert prediction["prediction"].shape == (2, height, width, 4)
     assert images["images"].shape == (1, 8 * height, 8 * width, 3)
     assert encoded["mean"].shape == encoded["logvar"].shape == (1, height, width, 4)
+
+
+@pytest.mark.parametrize("layers_per_block", [1, 2])
+def test_the_shallow_unet_on_the_features_of_the_same_latents_predicts_what_the_whole_one_does(layers_per_block: int):
+    config = type(UNET)(**{**UNET.to_dict(), "layers_per_block": layers_per_block})
+    whole, shallow = build_unet(config, keep_features=True), build_shallow_unet(config)
+    randomize(whole, seed=1)
+    weights = {variable.path: variable for variable in whole.weights}
+    for variable in shallow.weights:
+        variable.assign(weights[variable.path])
+    found = run_network(whole, UNET_INPUTS)
+    assert found["features"].shape == (2, 4, 8, num_features(config))
+
+    shallow_prediction = run_network(shallow, {**UNET_INPUTS, "features": found["features"]})["prediction"]
+    of_others = run_network(shallow, {**UNET_INPUTS, "features": np.zeros_like(found["features"])})["prediction"]
+
+    assert relative_error(shallow_prediction, found["prediction"]) < TOLERANCE
+    assert relative_error(of_others, found["prediction"]) > 0.1
 
 
 def test_an_inpainting_unet_takes_nine_channels_and_predicts_four():

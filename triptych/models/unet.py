@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import islice
 
 import keras
 import numpy as np
@@ -11,28 +12,57 @@ from keras import layers, ops
 from triptych.models.config import UNetConfig
 from triptych.models.layers import ImageLayers, layer_norm
 
+SHALLOW_LAYERS = 2
+"""Of the way up, in the shallow U-Net: the last two, and of the way down what they want of it."""
 
-def build_unet(config: UNetConfig, *, data_format=None, kernel_initializer="glorot_uniform") -> keras.Model:
+
+def build_unet(config: UNetConfig, *, keep_features=False, data_format=None, kernel_initializer="glorot_uniform") -> keras.Model:
     """The U-Net.
 
     Inputs: `latents` (B, H/8, W/8, C), `timestep` (B,) in 0..999 and not necessarily whole, `context` (B, T, D).
+    Outputs: `prediction` (B, H/8, W/8, 4); with `keep_features` also `features` (B, H/8, W/8, F), for the shallow U-Net.
+    """
+    net = UNetLayers(config, data_format, kernel_initializer)
+    inputs = _inputs(config)
+    time, context = net.time_embedding(inputs["timestep"]), inputs["context"]
+    skips = list(net.down(net.conv_in(inputs["latents"]), time, context))
+    x = net.middle(skips[-1], time, context)
+    features = net.up(x, skips, time, context, net.up_layers[:-SHALLOW_LAYERS])
+    x = net.up(features, skips, time, context, net.up_layers[-SHALLOW_LAYERS:])
+    outputs = {"prediction": net.conv_out(x)}
+    if keep_features:
+        outputs["features"] = net.leave(features)
+    return keras.Model(inputs, outputs, name="unet")
+
+
+def build_shallow_unet(config: UNetConfig, *, data_format=None, kernel_initializer="glorot_uniform") -> keras.Model:
+    """The parts of the U-Net that are nearest to the latents, on what all of it found out (Ma et al. 2023, arXiv:2312.00858).
+
+    Its layers are some of the U-Net's, under their names.
+
+    Inputs: As of `build_unet`, and the `features` (B, H/8, W/8, F) that the U-Net had for these latents, or a few steps before.
     Outputs: `prediction` (B, H/8, W/8, 4).
     """
     net = UNetLayers(config, data_format, kernel_initializer)
-    latents = keras.Input((None, None, config.in_channels), name="latents")
-    timestep = keras.Input((), name="timestep")
-    context = keras.Input((None, config.cross_attention_dim), name="context")
+    inputs = {**_inputs(config), "features": keras.Input((None, None, num_features(config)), name="features")}
+    time, context = net.time_embedding(inputs["timestep"]), inputs["context"]
+    skips = list(islice(net.down(net.conv_in(inputs["latents"]), time, context), SHALLOW_LAYERS))
+    x = net.up(net.enter(inputs["features"]), skips, time, context, net.up_layers[-SHALLOW_LAYERS:])
+    return keras.Model(inputs, {"prediction": net.conv_out(x)}, name="shallow_unet")
 
-    time = net.time_embedding(timestep)
-    x = net.conv(net.enter(latents), "conv_in", config.block_out_channels[0])
-    x, skips = net.down(x, time, context)
-    x = net.middle(x, time, context)
-    x = net.up(x, skips, time, context)
-    x = ops.silu(net.norm(x, "conv_norm_out"))
-    prediction = net.leave(net.conv(x, "conv_out", config.out_channels))
 
-    inputs = {"latents": latents, "timestep": timestep, "context": context}
-    return keras.Model(inputs, {"prediction": prediction}, name="unet")
+def num_features(config: UNetConfig) -> int:
+    """F: the channels of what enters the shallow part of the way up."""
+    begins_the_block = config.num_layers[0] + 1 == SHALLOW_LAYERS and len(config.block_out_channels) > 1
+    return config.block_out_channels[1 if begins_the_block else 0]
+
+
+def _inputs(config: UNetConfig):
+    return {
+        "latents": keras.Input((None, None, config.in_channels), name="latents"),
+        "timestep": keras.Input((), name="timestep"),
+        "context": keras.Input((None, config.cross_attention_dim), name="context"),
+    }
 
 
 class UNetLayers(ImageLayers):
@@ -47,6 +77,9 @@ class UNetLayers(ImageLayers):
         )
         self.config = config
         self.last_level = len(config.block_out_channels) - 1
+        self.up_layers = [
+            (index, i) for index, num_layers in enumerate(reversed(config.num_layers)) for i in range(num_layers + 1)
+        ]
 
     def time_embedding(self, timestep):
         """What every residual block hears of the timestep, (B, D)."""
@@ -56,20 +89,26 @@ class UNetLayers(ImageLayers):
         x = self.dense(ops.silu(x), "time_embedding.linear_2", 4 * width)
         return ops.silu(x)  # the blocks of diffusers do this each for itself
 
+    def conv_in(self, latents):
+        return self.conv(self.enter(latents), "conv_in", self.config.block_out_channels[0])
+
+    def conv_out(self, x):
+        x = ops.silu(self.norm(x, "conv_norm_out"))
+        return self.leave(self.conv(x, "conv_out", self.config.out_channels))
+
     def down(self, x, time, context):
-        """The way down, and the features that the way up will want, in the order in which they were made."""
-        skips = [x]
+        """The way down: what the way up will want of it, as it is made; the last is where it ends."""
+        yield x
         for level, channels in enumerate(self.config.block_out_channels):
             block = f"down_blocks.{level}"
             for i in range(self.config.num_layers[level]):
                 x = self.resnet(x, f"{block}.resnets.{i}", channels, time)
                 if self.config.down_block_types[level] == "CrossAttnDownBlock2D":
                     x = self.transformer(x, context, f"{block}.attentions.{i}", level)
-                skips.append(x)
+                yield x
             if level < self.last_level:
                 x = self.downsample(x, f"{block}.downsamplers.0", padding=(1, 1))
-                skips.append(x)
-        return x, skips
+                yield x
 
     def middle(self, x, time, context):
         channels = self.channels(x)
@@ -77,17 +116,16 @@ class UNetLayers(ImageLayers):
         x = self.transformer(x, context, "mid_block.attentions.0", self.last_level)
         return self.resnet(x, "mid_block.resnets.1", channels, time)
 
-    def up(self, x, skips, time, context):
-        skips = list(skips)
-        for index, block_type in enumerate(self.config.up_block_types):
+    def up(self, x, skips, time, context, layers):
+        """Some layers of the way up, each by its block and its place therein; takes what they want off the end of `skips`."""
+        for index, i in layers:
             level = self.last_level - index
             block = f"up_blocks.{index}"
-            for i in range(self.config.num_layers[level] + 1):
-                x = self.concatenate(x, skips.pop())
-                x = self.resnet(x, f"{block}.resnets.{i}", self.config.block_out_channels[level], time)
-                if block_type == "CrossAttnUpBlock2D":
-                    x = self.transformer(x, context, f"{block}.attentions.{i}", level)
-            if level > 0:
+            x = self.concatenate(x, skips.pop())
+            x = self.resnet(x, f"{block}.resnets.{i}", self.config.block_out_channels[level], time)
+            if self.config.up_block_types[index] == "CrossAttnUpBlock2D":
+                x = self.transformer(x, context, f"{block}.attentions.{i}", level)
+            if level > 0 and i == self.config.num_layers[level]:
                 x = self.upsample(x, f"{block}.upsamplers.0")
         return x
 
