@@ -6,8 +6,8 @@ REFERENCE := .venv-reference
 TRITON := .venv-triton
 
 # What each verb needs of pyproject.toml's extras. make demo stays small: one engine, no TensorFlow.
-DEMO_EXTRAS := openvino
-TEST_EXTRAS := openvino,tensorflow,jax,bench,dev
+DEMO_EXTRAS := openvino,jobs
+TEST_EXTRAS := openvino,tensorflow,jax,jobs,bench,dev
 REFERENCE_EXTRAS := openvino,keras-cv,reference,dev
 
 # Tests run in several processes, four at most: each may hold a gigabyte. A file's tests stay together, so that what they share is
@@ -23,7 +23,7 @@ export PROMPT
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-reference test-full lint fix up containers chromium environments bench bench-parts train constraints clean
+.PHONY: help demo test test-reference test-full lint fix up containers chromium postgresql environments bench bench-parts train constraints clean
 
 help:  ## list the verbs
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' $(MAKEFILE_LIST) | awk -F '\t' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -34,7 +34,7 @@ demo: $(VENV)/.installed-demo  ## a picture of PROMPT="..." from three services 
 up: $(VENV)/.installed-demo  ## start the gateway and the three stages, with MODEL=sd-v1-5, say, and leave them running until Ctrl-C
 	@$(VENV)/bin/triptych up
 
-test: $(VENV)/.installed-test $(TRITON)/.installed chromium  ## all tests that need no torch
+test: $(VENV)/.installed-test $(TRITON)/.installed chromium postgresql  ## all tests that need no torch
 	$(VENV)/bin/python $(PYTEST)
 
 test-reference: $(REFERENCE)/.installed  ## networks and samplers against diffusers, transformers and keras-cv
@@ -71,7 +71,20 @@ chromium:  ## install the browser that the page is tested in: Debian's package, 
 		fi; \
 	fi
 
-environments: $(VENV)/.installed-test $(REFERENCE)/.installed $(TRITON)/.installed chromium  ## install what lint and the tests need; with -j side by side
+# A database is the system's too. The package's own cluster is left as it is: tests start one in a temporary folder. After chromium,
+# because one of them waits for the other's lock otherwise.
+postgresql: | chromium  ## install the database that jobs are tested on: Debian's package, as root
+	@if [ -z "$$(ls -d /usr/lib/postgresql/*/bin/initdb 2> /dev/null)" ] && ! command -v initdb > /dev/null; then \
+		if command -v apt-get > /dev/null && [ "$$(id -u)" = 0 ]; then \
+			echo "Installing postgresql"; \
+			$(APT_INSTALL) postgresql || { apt-get update -qq && $(APT_INSTALL) postgresql; } \
+				|| echo "postgresql cannot be installed: tests of jobs on it are skipped" >&2; \
+		else \
+			echo "There is no PostgreSQL, and only root can install it: tests of jobs on it are skipped" >&2; \
+		fi; \
+	fi
+
+environments: $(VENV)/.installed-test $(REFERENCE)/.installed $(TRITON)/.installed chromium postgresql  ## install what lint and the tests need; with -j side by side
 
 bench: $(VENV)/.installed-test  ## should you split, and how? triptych bench, whose options go into BENCH="..."; a quarter of an hour
 	$(VENV)/bin/triptych bench $(BENCH)

@@ -28,12 +28,14 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @pytest.fixture(autouse=True)
 def cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache folder that only this test sees; no setting of the developer's shell leaks in, and no model of theirs."""
+    """A cache folder that only this test sees; no setting of the developer's shell leaks in, and no model or job of theirs."""
     for name in list(os.environ):
         if name.startswith("TRIPTYCH_") or name == "MODEL":
             monkeypatch.delenv(name)
     monkeypatch.setenv("TRIPTYCH_MODELS_FILE", str(tmp_path / "models.toml"))
     monkeypatch.setenv("TRIPTYCH_MODELS_FOLDER", str(tmp_path / "models"))
+    monkeypatch.setenv("TRIPTYCH_JOBS_DATABASE", str(tmp_path / "jobs.sqlite3"))
+    monkeypatch.setenv("TRIPTYCH_JOBS_STORE", str(tmp_path / "jobs"))
     folder = tmp_path / "cache"
     monkeypatch.setenv("TRIPTYCH_CACHE_FOLDER", str(folder))
     return folder

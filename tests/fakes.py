@@ -123,6 +123,9 @@ class FakeStage(Generic[Request]):
     def start(self) -> None:
         self.started = True
 
+    def stop(self, *, hand_back_all_at: float) -> None:
+        self.started = False
+
     def close(self) -> None:
         self.started = False
         self.closed = True

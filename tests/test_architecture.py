@@ -9,6 +9,7 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -283,21 +284,36 @@ def test_importing_a_service_builds_nothing(service: str, root: Path) -> None:
     assert "fastapi" in modules_after(statement, root)
 
 
-def distribution_modules(root: Path) -> set[str]:
-    """Top-level module names of the base install's own requirements, and of the halves that two of them are made of."""
+FILES_OF_EXTRAS = {"triptych/gateway/jobs/table.py": "jobs", "triptych/gateway/jobs/blobs.py": "jobs"}
+"""Files of rooms that the base install is enough for, which are imported only where an extra is installed."""
+
+
+def distribution_modules(root: Path, extra: str | None = None) -> set[str]:
+    """Top-level module names of an install's own requirements, and of the halves that two of them are made of."""
     project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    names = {requirement.split(">")[0].split("[")[0] for requirement in project["dependencies"]}
+    requirements = [*project["dependencies"], *(project["optional-dependencies"][extra] if extra else ())]
+    names = {requirement.split(">")[0].split("[")[0] for requirement in requirements}
     modules = {name.replace("-", "_").removesuffix("_api") for name in names}
     return modules | {"starlette", "pydantic_core"} | ({"PIL"} if "pillow" in names else set())
 
 
 def test_the_base_install_is_enough_for_gateway_and_client(root: Path) -> None:
-    allowed = set(sys.stdlib_module_names) | {"triptych"} | distribution_modules(root)
     strangers = [
         f"{path.relative_to(root)}:{each.line} imports {each.module}"
         for path in sorted((root / "triptych").rglob("*.py"))
         if TABLE[room_of_file(path.relative_to(root))].base_only
         for each in imports_of(path)
-        if each.module.partition(".")[0] not in allowed
+        if each.module.partition(".")[0] not in _allowed(root, FILES_OF_EXTRAS.get(path.relative_to(root).as_posix()))
     ]
     assert strangers == []
+
+
+@cache
+def _allowed(root: Path, extra: str | None) -> set[str]:
+    return set(sys.stdlib_module_names) | {"triptych"} | distribution_modules(root, extra)
+
+
+def test_a_gateway_starts_without_what_jobs_need(root: Path) -> None:
+    held = modules_after("import triptych.gateway.app, triptych.cli.jobs", root)
+    assert "triptych" in held
+    assert held & {"sqlalchemy", "obstore", "aiosqlite", "asyncpg"} == set()

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import base64
 import json
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ import httpx2
 from triptych.errors import CallerError, QueueFull, StageError, TriptychError
 
 DEFAULT_URL = "http://127.0.0.1:8000"
+POLL_SECONDS = 0.25
+"""Between two questions how a job is."""
 
 
 class Options(TypedDict, total=False):
@@ -51,6 +54,7 @@ class Options(TypedDict, total=False):
     strength: float
     num_resamples: int
     mask_blur: int
+    request_priority: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +127,7 @@ class Client:
         transport: httpx2.BaseTransport | None = None,
     ) -> None:
         self._url = url
+        self._timeout_seconds = timeout_seconds
         headers = {"X-Request-Timeout-Seconds": f"{timeout_seconds:g}"}
         if api_key:
             headers["Authorization"] = f"Bearer {api_key}"
@@ -169,10 +174,7 @@ class Client:
         Raises:
             TriptychError: One of the classes of `triptych.errors`, with the gateway's sentence.
         """
-        body: dict[str, object] = {"prompt": prompt, **options}
-        for name in ("image", "mask"):
-            if isinstance(content := body.get(name), bytes):
-                body[name] = base64.b64encode(content).decode("ascii")
+        body = _body(prompt, options)
         headers = {} if request_id is None else {"X-Request-Id": request_id}
         if on_preview is not None:
             body["previews"] = previews
@@ -196,10 +198,88 @@ class Client:
         Raises:
             NotFound: No such request is in line or at work.
         """
-        with self._unreachable_is_an_error():
-            response = self._http.delete(f"/requests/{quote(request_id, safe='')}")
-        if response.status_code >= 400:
-            raise _error(response)
+        self._read(f"/requests/{quote(request_id, safe='')}", method="DELETE")
+
+    def submit(self, prompt: str, *, idempotency_key: str | None = None, **options: Unpack[Options]) -> str:
+        """Orders pictures as a job, which outlives this client and the gateway.
+
+        Args:
+            prompt: What they should show.
+            idempotency_key: What the caller calls this job: submitted again it is the same one.
+            options: See `Options`.
+
+        Returns:
+            The job's id.
+
+        Raises:
+            Conflict: Another job was submitted with this key.
+            TriptychError: It was refused, with the gateway's sentence.
+        """
+        headers = {} if idempotency_key is None else {"Idempotency-Key": idempotency_key}
+        accepted = self._request("POST", "/jobs", json=_body(prompt, options), headers=headers)
+        return str(accepted["id"])
+
+    def jobs(self, *, limit: int = 100) -> list[dict[str, Any]]:
+        """The last jobs that were submitted with this client's key, the newest first."""
+        jobs: list[dict[str, Any]] = self._request("GET", f"/jobs?limit={limit}")["jobs"]
+        return jobs
+
+    def job(self, job_id: str) -> dict[str, Any]:
+        """How a job is, and its `result` once it is completed.
+
+        Raises:
+            NotFound: There is none, or none any more.
+        """
+        job: dict[str, Any] = self._request("GET", _job_path(job_id))
+        return job
+
+    def wait(self, job_id: str, *, on_change: Callable[[Mapping[str, Any]], None] | None = None) -> dict[str, Any]:
+        """A job once it has ended, as `job` tells it; a gateway that is gone for a while is waited for.
+
+        Args:
+            job_id: Which.
+            on_change: Called with the job whenever it has come further.
+
+        Raises:
+            NotFound: There is none.
+            TriptychError: It has not ended in this client's `timeout_seconds`, or the gateway was not there at their end.
+        """
+        deadline, told = time.monotonic() + self._timeout_seconds, None
+        while True:
+            try:
+                job = self.job(job_id)
+            except CallerError:
+                raise
+            except TriptychError:
+                if time.monotonic() > deadline:
+                    raise
+            else:
+                if on_change is not None and job != told:
+                    on_change(told := job)
+                if job["ended"] is not None:
+                    return job
+                if time.monotonic() > deadline:
+                    raise TriptychError(f"job {job_id} has not ended in {self._timeout_seconds:g} s; it goes on")
+            time.sleep(POLL_SECONDS)
+
+    def fetch(self, job_id: str) -> tuple[Picture, ...]:
+        """The pictures of a job that is completed.
+
+        Raises:
+            Conflict: It is not.
+        """
+        job = self.job(job_id)
+        if job["result"] is None:
+            self._read(f"{_job_path(job_id)}/images/0")
+        return tuple(Picture(data=self._read(image["url"]), seed=image["seed"]) for image in job["result"]["images"])
+
+    def cancel_job(self, job_id: str) -> None:
+        """Ends a job; removes one that has ended, with its pictures.
+
+        Raises:
+            NotFound: There is none.
+        """
+        self._read(_job_path(job_id), method="DELETE")
 
     def models(self) -> list[dict[str, Any]]:
         """What the gateway serves, and what each model takes."""
@@ -235,6 +315,13 @@ class Client:
         except ValueError:
             raise TriptychError(f"{self._url} answered something that is not JSON; is it a Triptych gateway?") from None
 
+    def _read(self, path: str, *, method: str = "GET") -> bytes:
+        with self._unreachable_is_an_error():
+            response = self._http.request(method, path)
+        if response.status_code >= 400:
+            raise _error(response)
+        return response.content
+
     @contextmanager
     def _unreachable_is_an_error(self) -> Iterator[None]:
         try:
@@ -255,6 +342,18 @@ def _read_url(text: str) -> httpx2.URL:
     if url.scheme not in ("http", "https") or not url.host:
         raise TriptychError(f"{text!r} is not an address; one is like {DEFAULT_URL}")
     return url
+
+
+def _body(prompt: str, options: Options) -> dict[str, object]:
+    body: dict[str, object] = {"prompt": prompt, **options}
+    for name in ("image", "mask"):
+        if isinstance(content := body.get(name), bytes):
+            body[name] = base64.b64encode(content).decode("ascii")
+    return body
+
+
+def _job_path(job_id: str) -> str:
+    return f"/jobs/{quote(job_id, safe='')}"
 
 
 def _generation(answer: Mapping[str, Any]) -> Generation:

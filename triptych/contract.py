@@ -42,6 +42,14 @@ class Task(StrEnum):
     INPAINTING = "inpainting"
 
 
+class Priority(StrEnum):
+    """How much of a hurry a request is in, against others that wait for the same; the most urgent last."""
+
+    LOW = "low"
+    NORMAL = "normal"
+    HIGH = "high"
+
+
 class ImageFormat(StrEnum):
     """The encodings in which the decoder returns pictures."""
 
@@ -197,6 +205,9 @@ class DenoiseRequest:
         resume: Where an earlier denoising of this very request came to; None begins.
         progress_every: Evaluations between two states; None asks for none.
         previews: Whether states carry the predicted original.
+        priority: A `Priority`: whose turn it is where not all rows fit in a call.
+        finish_here: Whether a stage that is told to stop finishes this denoising first; else it hands the newest state back, for
+            another replica to go on from.
     """
 
     context: Float32
@@ -216,6 +227,8 @@ class DenoiseRequest:
     resume: DenoiseState | None = None
     progress_every: int | None = None
     previews: bool = False
+    priority: str = Priority.NORMAL
+    finish_here: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,9 +266,10 @@ class State:
 
 @dataclass(frozen=True, kw_only=True)
 class Denoised:
-    """VAE-scaled latents, float32 (B, H/8, W/8, 4)."""
+    """VAE-scaled latents, float32 (B, H/8, W/8, 4), and what the caller should know of how they came about."""
 
     latents: Float32
+    warnings: tuple[str, ...] = ()
 
 
 DenoiseEvent = Progress | State | Denoised
@@ -439,6 +453,8 @@ def check_denoise(request: DenoiseRequest, identity: DiffusionIdentity) -> None:
         raise InvalidValue("seeds must be uint64, one for each picture", param="seed")
     if request.progress_every is not None and request.progress_every < 1:
         raise InvalidValue(f"progress_every must be 1 or more, not {request.progress_every}", param="progress_every")
+    if request.priority not in list(Priority):
+        raise InvalidValue(f"request_priority must be one of {', '.join(Priority)}", param="request_priority")
     context = (_context_length(request, identity), identity.context_width)
     latents = identity.latents_shape(request.width, request.height)
     _check_rows("context", request.context, context, len(request.seeds))

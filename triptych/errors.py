@@ -15,6 +15,7 @@
     │   ├── UnsupportedMediaType   415  a body of a kind that we do not read
     │   ├── InvalidValue           422  readable, but a value is impossible
     │   ├── QueueFull              429  come back after `retry_after_seconds`
+    │   │   └── RateLimited        429  this caller has asked too often
     │   ├── ClientLeft             499  nobody is waiting for the answer
     │   ├── RequestCancelled       499  somebody said that the answer is not wanted any more
     │   └── NotSupported           501  understood, but not offered here
@@ -23,6 +24,7 @@
     │   │   └── StageBrokeOff      502  its answer broke off: it may have died
     │   ├── StageNotReady          503  it is down, starting or stopping
     │   └── StageTimeout           504  it did not answer before the deadline
+    ├── JobsNotReady               503  the database or the store of the jobs cannot be reached
     └── StartError                 500  a service cannot start
         ├── CheckpointError        500  weights are missing, damaged or of another architecture
         ├── EngineError            500  the engine is not installed or cannot compile the network
@@ -151,6 +153,10 @@ class QueueFull(CallerError):
         self.retry_after_seconds = retry_after_seconds
 
 
+class RateLimited(QueueFull):
+    """The caller has asked more often than its key may."""
+
+
 class ClientLeft(CallerError):
     """The caller closed the connection before the answer was ready."""
 
@@ -197,10 +203,20 @@ class StageBrokeOff(StageFailed):
 
 
 class StageNotReady(StageError):
-    """The stage is down, starting or stopping."""
+    """The stage is down, starting or stopping.
+
+    Args:
+        message: One sentence.
+        stage: See `StageError`.
+        waited: Whether it was waited for already, in vain.
+    """
 
     status = 503
     type = "stage_not_ready_error"
+
+    def __init__(self, message: str, *, stage: str, waited: bool = False) -> None:
+        super().__init__(message, stage=stage)
+        self.waited = waited
 
 
 class StageTimeout(StageError):
@@ -208,6 +224,13 @@ class StageTimeout(StageError):
 
     status = 504
     type = "stage_timeout_error"
+
+
+class JobsNotReady(TriptychError):
+    """The database or the store of the jobs cannot be reached."""
+
+    status = 503
+    type = "jobs_not_ready_error"
 
 
 class StartError(TriptychError):

@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from triptych.contract import (
     DecodeRequest,
     Denoised,
     DenoiseRequest,
+    DenoiseState,
     Diffusion,
     Encoded,
     EncodedImages,
@@ -33,6 +34,7 @@ from triptych.contract import (
     Float32,
     ImageEncoder,
     ImageFormat,
+    Priority,
     Progress,
     StageName,
     State,
@@ -43,6 +45,24 @@ from triptych.contract import (
 from triptych.errors import StageFailed, StageNotReady, StageTimeout
 
 T = TypeVar("T")
+Kept = TypeVar("Kept", Encoded, EncodedImages, DenoiseState, Denoised)
+
+
+STATE_EVERY = 1
+"""Evaluations between two states that are kept: a state is small against the evaluation that it saves."""
+
+
+class Keep(Protocol):
+    """What outlives a request that is cut off: what its stages have made so far, one of each kind.
+
+    A request that is begun again with what was kept computes none of it again, and its denoising goes on from the newest state.
+    """
+
+    async def recall(self, kind: type[Kept]) -> Kept | None:
+        """The newest that was kept of a kind; None where there is none."""
+
+    async def keep(self, made: Kept) -> None:
+        """Keeps what a stage made in the place of what was kept of its kind before."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +111,7 @@ class GenerateRequest:
         previews: About how many predictions of the pictures to tell on the way.
         edit: The picture to change; None makes one of noise alone.
         takes_masked_image: Whether the diffusion model does, as its identity says.
+        priority: A `Priority`: how much of a hurry it is in.
     """
 
     prompt: str
@@ -109,6 +130,7 @@ class GenerateRequest:
     previews: int = 0
     edit: Edit | None = None
     takes_masked_image: bool = False
+    priority: str = Priority.NORMAL
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -158,6 +180,7 @@ class GenerateRequest:
             # Most samplers evaluate the network once a step; with others there are a few more states than previews.
             progress_every=max(1, self.num_steps // (self.previews + 1)) if self.previews else None,
             previews=self.previews > 0,
+            priority=self.priority,
             **self._editing(images),
         )
 
@@ -248,7 +271,7 @@ class Pipeline:
     image_encoder: ImageEncoder | None = None
 
     async def generate(
-        self, request: GenerateRequest, *, deadline: float | None = None
+        self, request: GenerateRequest, *, deadline: float | None = None, keep: Keep | None = None
     ) -> AsyncGenerator[StageProgress | PredictedOriginal | Generated, None]:
         """Makes the pictures: any number of StageProgress and PredictedOriginal, then one Generated, the last.
 
@@ -257,25 +280,30 @@ class Pipeline:
         Args:
             request: What to make.
             deadline: Of `time.monotonic()`, in seconds, for all three stages together. None waits for ever.
+            keep: What an earlier go at this very request has left, and where this one leaves what it makes.
 
         Raises:
             InvalidValue, QueueFull, StageNotReady, StageFailed: As a stage raised it.
             StageTimeout: The deadline passed; names the stage that was at work.
         """
-        clock = _Clock(deadline)
+        clock, keep = _Clock(deadline), keep or _Nothing()
 
         yield StageProgress(stage=StageName.TEXT_ENCODER)
-        encoded = await clock.wait(StageName.TEXT_ENCODER, self.text_encoder.encode(request.to_encode(), deadline=deadline))
+        encoded = await _once(keep, Encoded, lambda: self._encode(request, clock))
 
         yield (progress := StageProgress(stage=StageName.DIFFUSION))
-        images = await self._encode_images(request, clock)
-        async with _closing(self.diffusion.denoise(request.to_denoise(encoded, images), deadline=deadline)) as denoising:
-            while isinstance(event := await clock.wait(StageName.DIFFUSION, anext(denoising, None)), Progress | State):
-                if isinstance(event, Progress):
-                    yield (progress := _progress(event))
-                elif event.predicted_original is not None:
-                    yield PredictedOriginal(progress=progress, latents=event.predicted_original)
-        denoised = _expect_latents(event)
+        if (denoised := await keep.recall(Denoised)) is None:
+            images = await self._encode_images(request, clock, keep)
+            denoise = await _go_on(request.to_denoise(encoded, images), keep)
+            async with _closing(self.diffusion.denoise(denoise, deadline=deadline)) as denoising:
+                while isinstance(event := await clock.wait(StageName.DIFFUSION, anext(denoising, None)), Progress | State):
+                    if isinstance(event, Progress):
+                        yield (progress := _progress(event))
+                        continue
+                    await keep.keep(event.state)
+                    if event.predicted_original is not None:
+                        yield PredictedOriginal(progress=progress, latents=event.predicted_original)
+            await keep.keep(denoised := _expect_latents(event))
 
         yield StageProgress(stage=StageName.DECODER)
         decoded = await clock.wait(StageName.DECODER, self.decoder.decode(request.to_decode(denoised), deadline=deadline))
@@ -283,18 +311,49 @@ class Pipeline:
         yield Generated(
             images=_expect_images(decoded, request.num_images).images,
             seeds=request.seeds,
-            warnings=encoded.warnings,
+            warnings=(*encoded.warnings, *denoised.warnings),
             seconds=clock.seconds,
             digests=_digests(encoded, denoised, decoded),
         )
 
-    async def _encode_images(self, request: GenerateRequest, clock: _Clock) -> EncodedImages | None:
+    async def _encode(self, request: GenerateRequest, clock: _Clock) -> Encoded:
+        return await clock.wait(StageName.TEXT_ENCODER, self.text_encoder.encode(request.to_encode(), deadline=clock.deadline))
+
+    async def _encode_images(self, request: GenerateRequest, clock: _Clock, keep: Keep) -> EncodedImages | None:
         """The latents of the picture to change; None where there is none."""
         if (pictures := request.to_encode_images()) is None:
             return None
-        if self.image_encoder is None:
+        if (image_encoder := self.image_encoder) is None:
             raise StageNotReady("there is no image encoder, without which no picture can be changed", stage=StageName.DECODER)
-        return await clock.wait(StageName.DECODER, self.image_encoder.encode_images(pictures, deadline=clock.deadline))
+
+        async def encode_images() -> EncodedImages:
+            return await clock.wait(StageName.DECODER, image_encoder.encode_images(pictures, deadline=clock.deadline))
+
+        return await _once(keep, EncodedImages, encode_images)
+
+
+class _Nothing:
+    """Keeps nothing."""
+
+    async def recall(self, kind: type[Kept]) -> Kept | None:
+        return None
+
+    async def keep(self, made: Kept) -> None:
+        pass
+
+
+async def _once(keep: Keep, kind: type[Kept], make: Callable[[], Awaitable[Kept]]) -> Kept:
+    """What was kept of a kind, or what is made now, and kept."""
+    if (made := await keep.recall(kind)) is None:
+        await keep.keep(made := await make())
+    return made
+
+
+async def _go_on(request: DenoiseRequest, keep: Keep) -> DenoiseRequest:
+    """The denoising from the newest state that was kept, and with states to keep; as it is where nothing is kept."""
+    if isinstance(keep, _Nothing):
+        return request
+    return replace(request, resume=await keep.recall(DenoiseState), progress_every=request.progress_every or STATE_EVERY)
 
 
 class _Clock:
@@ -302,7 +361,7 @@ class _Clock:
 
     def __init__(self, deadline: float | None) -> None:
         self.deadline = deadline
-        self.seconds: dict[StageName, float] = {}
+        self.seconds: dict[StageName, float] = dict.fromkeys(StageName, 0.0)
 
     async def wait(self, stage: StageName, work: Awaitable[T]) -> T:
         """Waits for a stage, but never past the deadline, whatever the stage itself makes of it."""
@@ -316,7 +375,7 @@ class _Clock:
                 raise
             raise StageTimeout(f"the {stage} stage did not answer before the request's deadline", stage=stage) from error
         finally:
-            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.monotonic() - started
+            self.seconds[stage] += time.monotonic() - started
 
 
 @asynccontextmanager

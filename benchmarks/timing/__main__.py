@@ -34,7 +34,7 @@ from triptych.errors import StartError, TriptychError
 
 PACKAGES = ("triptych", "fastapi", "uvicorn", "httpx2", "numpy", "keras", "openvino")
 _SETTING = "TRIPTYCH_"
-_NOT_TOLD = ("TOKEN", "KEYS", "FOLDER", "FILE")
+_NOT_TOLD = ("TOKEN", "KEYS", "KEY", "CERTIFICATE", "FOLDER", "FILE", "DATABASE", "STORE")
 
 
 def make_parser() -> argparse.ArgumentParser:

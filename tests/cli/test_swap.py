@@ -21,7 +21,7 @@ from triptych.remote import make_client
 def url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     path = tmp_path / "topology.toml"
     path.write_text(model_table())
-    monkeypatch.setattr(topology, "make_client", lambda: make_client(transport=Panels()))
+    monkeypatch.setattr(topology, "make_client", lambda **_: make_client(transport=Panels()))
     with served(topology.remote_gateway(GatewaySettings(topology=path, admin_token="admin-secret"))) as address:
         yield address
 

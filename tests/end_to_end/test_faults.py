@@ -66,9 +66,10 @@ def _answers(process: ServiceProcess) -> bool:
 
 @pytest.fixture(scope="module")
 def panels(tiny_model: TinyModel) -> Iterator[Panels]:
-    """A gateway that lets nobody wait: what is seen here is how a fault is told."""
+    """A gateway that lets nobody wait, and asks for every context: what is seen here is how a fault is told."""
     *stages, gateway = four_tiny_services(tiny_model)
-    impatient = replace(gateway, environment={**gateway.environment, "TRIPTYCH_STAGE_WAIT_SECONDS": "0"})
+    told = {"TRIPTYCH_STAGE_WAIT_SECONDS": "0", "TRIPTYCH_CONTEXT_CACHE_BYTES": "0"}
+    impatient = replace(gateway, environment={**gateway.environment, **told})
     with running((*stages, impatient)) as group:
         yield Panels(group)
 

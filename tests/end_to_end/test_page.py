@@ -279,7 +279,7 @@ def test_a_key_is_asked_for_and_stays_in_the_tab(visits: Visits) -> None:
 
     assert visitor.page.evaluate("[localStorage.length, document.cookie]") == [0, ""]
     visitor.page.reload()
-    expect(visitor["sampler"].locator("option")).to_have_count(7)
+    expect(visitor["sampler"].locator("option")).to_have_count(8)
     expect(visitor["key-dialog"]).to_be_hidden()
 
 

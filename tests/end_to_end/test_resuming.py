@@ -14,10 +14,10 @@ import pytest
 
 from tests.end_to_end.real_services import TinyModel, running
 from tests.tiny_models import CONTEXT_LENGTH, UNET
-from triptych.cli.processes import Service, ServiceProcess, free_ports
+from triptych.cli.processes import Service, ServiceEnded, ServiceProcess, free_ports
 from triptych.cli.topology import serve_command
 from triptych.contract import Denoised, DenoiseRequest, DenoiseState, Diffusion, Progress, State
-from triptych.errors import Conflict, StageFailed
+from triptych.errors import Conflict, StageFailed, StageNotReady
 from triptych.remote import RemoteDiffusion, make_client
 from triptych.wire import diffusion
 from triptych.wire.open_inference import decode_response, encode_request, read_header_length
@@ -35,6 +35,8 @@ REQUEST = DenoiseRequest(
     num_steps=4,
     guidance_scale=3.0,
 )
+SECONDS_TO_EXIT = 10.0
+
 LONG = replace(REQUEST, num_steps=400, sampler="euler_ancestral")
 LONGEST = replace(REQUEST, num_steps=150, seeds=np.arange(16, dtype=np.uint64))
 
@@ -133,11 +135,38 @@ async def test_kill_9_in_the_middle_costs_no_picture(two: list[ServiceProcess], 
         assert await result_of(other, replace(LONG, resume=states[-1])) == await result_of(other, LONG)
 
 
-async def test_sigterm_lets_a_denoising_come_to_its_end(tiny_model: TinyModel) -> None:
+async def test_sigterm_hands_a_denoising_back_and_another_replica_goes_on(
+    two: list[ServiceProcess], tiny_model: TinyModel
+) -> None:
+    with replicas(tiny_model, 1) as (process,):
+        states: list[DenoiseState] = []
+
+        async def listen(stage: Diffusion) -> None:
+            positions = 0
+            async for event in stage.denoise(LONGEST):
+                positions += isinstance(event, Progress)
+                if positions == 1:
+                    os.kill(process.pid, signal.SIGTERM)
+                if isinstance(event, State):
+                    states.append(event.state)
+
+        async with remote(process) as stage:
+            with pytest.raises(StageNotReady, match="the diffusion stage is stopping"):
+                await listen(stage)
+        process.wait(SECONDS_TO_EXIT)
+        with pytest.raises(ServiceEnded):
+            process.check_running()
+    (state,) = states
+    assert 1 <= state.position[0] < 150
+    async with remote(two[0]) as other:
+        assert await result_of(other, replace(LONGEST, resume=state)) == await result_of(other, LONGEST)
+
+
+async def test_sigterm_lets_a_denoising_come_to_its_end_that_nobody_else_can_finish(tiny_model: TinyModel) -> None:
     with replicas(tiny_model, 1) as (process,):
         positions: list[int] = []
         async with remote(process) as stage:
-            async for event in stage.denoise(LONGEST):
+            async for event in stage.denoise(replace(LONGEST, finish_here=True)):
                 if isinstance(event, Progress):
                     if not positions:
                         os.kill(process.pid, signal.SIGTERM)

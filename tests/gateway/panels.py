@@ -79,7 +79,7 @@ class LiveGateway:
     async def running(self, **settings: Any) -> AsyncIterator[LiveGateway]:
         told = {"topology": self.path, "stage_wait_seconds": 0} | settings
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(topology, "make_client", lambda: make_client(transport=self.panels))
+            patch.setattr(topology, "make_client", lambda **_: make_client(transport=self.panels))
             self.app = topology.remote_gateway(GatewaySettings(**told))
         async with LifespanManager(self.app), client_of(self.app) as self.client:
             yield self

@@ -61,10 +61,13 @@ async def until(condition: Callable[[], object]) -> None:
 class Connection:
     """A connection of a caller that posts to /generate and closes when it likes, which `ASGITransport` cannot do."""
 
-    def __init__(self, app: FastAPI, body: dict[str, Any], *, accept: str = "application/json", name: str = "") -> None:
+    def __init__(
+        self, app: FastAPI, body: dict[str, Any], *, accept: str = "application/json", name: str = "", idempotency_key: str = ""
+    ) -> None:
         self.sent: list[Message] = []
         self._closed = asyncio.Event()
         self._incoming: list[Message] = [{"type": "http.request", "body": json.dumps(body).encode(), "more_body": False}]
+        headers = [(b"content-type", b"application/json"), (b"accept", accept.encode()), (b"x-request-id", name.encode())]
         scope = {
             "type": "http",
             "asgi": {"version": "3.0", "spec_version": "2.3"},
@@ -75,10 +78,12 @@ class Connection:
             "raw_path": b"/generate",
             "query_string": b"",
             "root_path": "",
-            "headers": [(b"content-type", b"application/json"), (b"accept", accept.encode()), (b"x-request-id", name.encode())],
+            "headers": headers,
             "client": ("127.0.0.1", 12345),
             "server": ("127.0.0.1", 8000),
         }
+        if idempotency_key:
+            scope["headers"] = [*headers, (b"idempotency-key", idempotency_key.encode())]
         self.task = asyncio.create_task(app(scope, self._receive, self._send))
 
     async def _receive(self) -> Message:

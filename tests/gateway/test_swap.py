@@ -13,7 +13,6 @@ from tests.gateway.panels import (
     DECODER,
     DIFFUSION,
     NEXT,
-    TEXT_ENCODER,
     LiveGateway,
     Panels,
     at,
@@ -170,8 +169,8 @@ def the_decoder_is_gone(panels: Panels) -> None:
     panels.stages[DECODER].started = False
 
 
-def the_text_encoder_is_full(panels: Panels) -> None:
-    panels.stages[TEXT_ENCODER].failure = QueueFull("full", retry_after_seconds=1)
+def the_decoder_is_full(panels: Panels) -> None:
+    panels.stages[DECODER].failure = QueueFull("full", retry_after_seconds=1)
 
 
 def anything(panels: Panels) -> None:
@@ -192,7 +191,7 @@ class TestRefusals:
             (breaks_when_it_is_tried, SWAP, 503, "it made no picture: "),
             (refuses_to_try, SWAP, 409, "it made no picture: not with me"),
             (never_ends, SWAP, 503, "it made no picture: the diffusion stage did not answer"),
-            (the_text_encoder_is_full, SWAP, 429, "full"),
+            (the_decoder_is_full, SWAP, 429, "full"),
             (anything, SWAP | {"to": [at(DIFFUSION)]}, 409, f"the diffusion is at {at(DIFFUSION)} already"),
             (anything, SWAP | {"to": [at(NEXT), at(DIFFUSION)]}, 503, "are not alike"),
             (anything, SWAP | {"to": [at(NEXT), at(THIRD)]}, 503, "cannot be reached"),
@@ -223,7 +222,7 @@ class TestRefusals:
             await gateway.made_by()
             spoil(panels)
             answer = await gateway.swap(**body)
-            panels.stages[TEXT_ENCODER].failure = None
+            panels.stages[DECODER].failure = None
             assert list(gateway.app.state.gateway.registry) == models
             assert await gateway.made_by() == ("old", "old")
             steps = (await gateway.told())["steps"]

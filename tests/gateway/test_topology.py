@@ -154,7 +154,7 @@ def test_an_address_that_is_none_is_refused_at_the_start(monkeypatch: pytest.Mon
 
 async def test_the_client_of_the_stages_is_closed_with_the_gateway(monkeypatch: pytest.MonkeyPatch) -> None:
     client = make_client(transport=Network(Stages()))
-    monkeypatch.setattr(topology, "make_client", lambda: client)
+    monkeypatch.setattr(topology, "make_client", lambda **_: client)
     app = remote_gateway(GatewaySettings())
     async with LifespanManager(app), client_of(app) as caller:
         assert (await caller.post("/generate", json=BODY)).status_code == 200

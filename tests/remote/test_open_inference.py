@@ -135,3 +135,15 @@ async def test_a_stage_that_is_starting_has_no_identity() -> None:
             await remote.identity()
         stage.start()
         assert (await remote.identity()).latent_space == "sd-1"
+
+
+async def test_what_a_diffusion_stage_has_before_it_is_reported_and_is_no_part_of_who_it_is() -> None:
+    class Busy(FakeDiffusion):
+        evaluations_outstanding = 12
+
+    for local, reported in ((Busy(), 12), (FakeDiffusion(), None)):
+        async with client_of(local) as client:
+            remote = RemoteDiffusion("http://stage", client=client)
+            assert remote.evaluations_reported is None
+            assert await remote.identity() == await local.identity()
+            assert remote.evaluations_reported == reported

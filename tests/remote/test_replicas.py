@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+import time
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from tests.fakes import NUMERICS, FakeDecoder, FakeDiffusion, FakeImageEncoder, FakeTextEncoder, with_profile
+from tests.gateway.running import until
 from triptych.contract import DecodeRequest as Latents
-from triptych.contract import Denoised, DenoiseEvent, DenoiseRequest, EncodeImagesRequest, EncodeRequest, Progress
-from triptych.errors import StageFailed, StageNotReady, StageTimeout
+from triptych.contract import Denoised, DenoiseRequest, EncodeImagesRequest, EncodeRequest
+from triptych.errors import InvalidValue, QueueFull, StageFailed, StageNotReady, StageTimeout
 from triptych.remote import (
+    Patience,
     ReplicatedDecoder,
     ReplicatedDiffusion,
     ReplicatedImageEncoder,
     ReplicatedTextEncoder,
+    breaker,
     replicas,
 )
 
 PROMPT = EncodeRequest(prompts=("a red circle",))
+LATENTS = Latents(latents=np.zeros((1, 8, 8, 4), np.float32))
+PATIENT = Patience(wait_seconds=60)
+QUICK = Patience(wait_seconds=60, stall_seconds=0.01)
 
 
 def denoise_request() -> DenoiseRequest:
@@ -40,6 +47,10 @@ def denoise_request() -> DenoiseRequest:
 
 def two(kind=FakeTextEncoder):
     return {"http://a": kind(), "http://b": kind()}
+
+
+def alone(stage) -> dict[str, Any]:
+    return {"http://a": stage}
 
 
 def shares(stages) -> list[int]:
@@ -85,8 +96,7 @@ async def use(stages) -> None:
             events = [event async for event in ReplicatedDiffusion(stages).denoise(denoise_request())]
             assert isinstance(events[-1], Denoised)
         case FakeDecoder():
-            latents = np.zeros((1, 8, 8, 4), np.float32)
-            assert len((await ReplicatedDecoder(stages).decode(Latents(latents=latents))).images) == 1
+            assert len((await ReplicatedDecoder(stages).decode(LATENTS)).images) == 1
         case FakeImageEncoder():
             images = np.zeros((1, 64, 64, 3), np.uint8)
             encoded = await ReplicatedImageEncoder(stages).encode_images(EncodeImagesRequest(images=images))
@@ -107,31 +117,138 @@ async def test_where_none_is_there_the_first_says_so() -> None:
         await anext(ReplicatedDiffusion(diffusion).denoise(denoise_request()))
 
 
-async def test_one_that_fails_is_not_passed_over() -> None:
-    """It may have done half of the work: who goes on, and from where, is another question."""
+async def test_one_that_fails_is_passed_over_too_and_what_it_said_is_kept() -> None:
     stages = two()
-    stages["http://a"].failure = StageFailed("broke off", stage="text_encoder")
-    with pytest.raises(StageFailed):
+    stages["http://a"].failure = StageFailed("computed NaN", stage="text_encoder")
+    stage = ReplicatedTextEncoder(stages)
+    await stage.encode(PROMPT)
+    assert shares(stages) == [1, 1]
+    assert [(each.failures, each.state) for each in stage.replicas] == [(1, "ready"), (0, "ready")]
+
+
+async def test_what_a_replica_refuses_is_refused() -> None:
+    stages = two()
+    stages["http://a"].failure = InvalidValue("too long")
+    with pytest.raises(InvalidValue, match="too long"):
         await ReplicatedTextEncoder(stages).encode(PROMPT)
     assert shares(stages) == [1, 0]
 
 
-class StoppingDiffusion(FakeDiffusion):
-    """Tells of one evaluation, and then that it stops."""
+async def test_a_full_one_is_passed_over_and_where_all_are_full_the_caller_is_told() -> None:
+    stages = two()
+    stages["http://a"].failure = QueueFull("a is full", retry_after_seconds=1)
+    stage = ReplicatedTextEncoder(stages)
+    await stage.encode(PROMPT)
+    stages["http://b"].failure = stages["http://a"].failure
+    with pytest.raises(QueueFull, match="a is full"):
+        await stage.encode(PROMPT)
+    assert [each.failures for each in stage.replicas] == [0, 0]
 
-    async def denoise(self, request: DenoiseRequest, *, deadline: float | None = None) -> AsyncGenerator[DenoiseEvent, None]:
-        self.asked.append(request)
-        yield Progress(position=1, num_evaluations=2)
-        raise StageNotReady("stopping", stage="diffusion")
+
+async def test_one_that_fails_again_and_again_is_asked_at_most_so_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(breaker, "FIRST_REST_SECONDS", 0.0)
+    stages = {"http://a": FakeTextEncoder(failure=StageFailed("computed NaN", stage="text_encoder"))}
+    with pytest.raises(StageFailed, match="computed NaN"):
+        await ReplicatedTextEncoder(stages, patience=PATIENT).encode(PROMPT)
+    assert len(stages["http://a"].asked) == replicas.MOST_FAILURES
 
 
-async def test_a_denoising_that_has_begun_stays_where_it_is() -> None:
-    stages = {"http://a": StoppingDiffusion(), "http://b": FakeDiffusion()}
-    events = ReplicatedDiffusion(stages).denoise(denoise_request())
-    assert await anext(events) == Progress(position=1, num_evaluations=2)
-    with pytest.raises(StageNotReady, match="stopping"):
-        await anext(events)
-    assert shares(stages) == [1, 0]
+async def test_what_went_wrong_with_another_request_is_no_error_of_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(breaker, "FAILURES_TO_OPEN", 1)
+    stage = ReplicatedTextEncoder(alone(FakeTextEncoder(failure=StageFailed("computed NaN", stage="text_encoder"))))
+    with pytest.raises(StageFailed):
+        await stage.encode(PROMPT)
+    with pytest.raises(StageNotReady, match="no replica of the text_encoder stage is ready: computed NaN"):
+        await stage.encode(PROMPT)
+
+
+async def test_a_decoder_of_other_weights_gets_no_latents_of_the_one_before() -> None:
+    decoder = FakeDecoder()
+    stage = ReplicatedDecoder(alone(decoder), patience=PATIENT)
+    await stage.identity()
+    decoder.failure = StageNotReady("stopping", stage="decoder")
+    with_profile(decoder, weights_digest="9" * 64)
+    with pytest.raises(StageNotReady, match="the decoder stage was exchanged") as error:
+        await stage.decode(LATENTS)
+    assert not error.value.waited
+
+
+async def test_latents_wait_for_a_decoder_and_are_lost_to_none() -> None:
+    decoder = FakeDecoder(started=False)
+    stage = ReplicatedDecoder(alone(decoder), patience=PATIENT)
+    decoding = asyncio.create_task(stage.decode(LATENTS))
+    await until(lambda: stage.replicas[0].state == "missing")
+    decoder.start()
+    assert len((await decoding).images) == 1
+
+
+async def test_a_decoder_that_does_not_come_is_waited_for_until_the_deadline() -> None:
+    stage = ReplicatedDecoder(alone(FakeDecoder(started=False)), patience=PATIENT)
+    with pytest.raises(StageNotReady, match="still starting; waited 0 s") as error:
+        await stage.decode(LATENTS, deadline=time.monotonic() + 0.2)
+    assert error.value.waited
+
+
+async def test_one_who_rests_is_probed_by_one_request_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(breaker, "FIRST_REST_SECONDS", 0.0)
+    stages = two()
+    failing = stages["http://a"]
+    failing.failure = StageFailed("computed NaN", stage="text_encoder")
+    stage = ReplicatedTextEncoder(stages)
+    for _ in range(6):
+        await stage.encode(PROMPT)
+    assert stage.replicas[0].state == "probed"
+    failing.failure, failing.gate = None, asyncio.Event()
+    asked = len(failing.asked)
+    probe = asyncio.create_task(stage.encode(PROMPT))
+    await until(lambda: len(failing.asked) > asked)
+    for _ in range(3):
+        await stage.encode(PROMPT)
+    assert len(failing.asked) == asked + 1
+    failing.gate.set()
+    await probe
+    assert stage.replicas[0].state == "ready"
+
+
+class Frozen(FakeTextEncoder):
+    """Answers nothing any more, once it is frozen; the connection stays."""
+
+    frozen = False
+
+    async def identity(self):
+        return await self.unless_frozen(super().identity())
+
+    async def encode(self, request: EncodeRequest, *, deadline: float | None = None):
+        return await self.unless_frozen(super().encode(request, deadline=deadline))
+
+    async def unless_frozen(self, answer):
+        if self.frozen:
+            answer.close()
+            await asyncio.Event().wait()
+        return await answer
+
+
+async def test_one_that_falls_silent_is_left_for_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replicas, "IDENTITY_TIMEOUT_SECONDS", 0.01)
+    stages = two(Frozen)
+    stages["http://a"].frozen = True
+    stage = ReplicatedTextEncoder(stages, patience=QUICK)
+    assert len((await stage.encode(PROMPT)).context) == 1
+    assert [each.state for each in stage.replicas] == ["missing", "ready"]
+    assert "fell silent" in str(stage.replicas[0].problem)
+
+
+async def test_where_there_is_no_other_silence_is_borne(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replicas, "IDENTITY_TIMEOUT_SECONDS", 0.01)
+    stages: dict[str, Any] = {"http://a": FakeTextEncoder(gate=asyncio.Event()), "http://b": Frozen()}
+    stages["http://b"].frozen = True
+    stage = ReplicatedTextEncoder(stages, patience=QUICK)
+    await stage.identity()
+    encoding = asyncio.create_task(stage.encode(PROMPT))
+    await asyncio.sleep(0.1)
+    stages["http://a"].gate.set()
+    await encoding
+    assert len(stages["http://a"].asked) == 1
 
 
 async def test_a_denoising_counts_until_it_is_closed() -> None:
@@ -191,12 +308,12 @@ class TestIdentity:
             await ReplicatedDecoder(stages).identity()
 
     async def test_one_that_is_frozen_does_not_silence_the_others(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        class Frozen(FakeImageEncoder):
+        class FrozenEncoder(FakeImageEncoder):
             async def identity(self):
                 await asyncio.Event().wait()
 
         monkeypatch.setattr(replicas, "IDENTITY_TIMEOUT_SECONDS", 0.01)
-        stages = {"a": Frozen(), "b": FakeImageEncoder()}
+        stages = {"a": FrozenEncoder(), "b": FakeImageEncoder()}
         assert await ReplicatedImageEncoder(stages).identity() == FakeImageEncoder.profile
         del stages["b"]
         with pytest.raises(StageTimeout, match=r"decoder stage at a did not say who it is within 0\.01 s"):

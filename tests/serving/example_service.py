@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import time
 
 from fastapi import FastAPI
 
@@ -35,6 +36,10 @@ class Example(FakeTextEncoder):
     async def work(self, request: EncodeRequest, deadline: float | None) -> None:
         sys.stderr.write("the stage is at work\n")
         await super().work(request, deadline)
+
+    def stop(self, *, hand_back_all_at: float) -> None:
+        super().stop(hand_back_all_at=hand_back_all_at)
+        sys.stderr.write(f"the stage stops, and hands back all in {hand_back_all_at - time.monotonic():.0f} s\n")
 
     def close(self) -> None:
         super().close()

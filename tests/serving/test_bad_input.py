@@ -18,6 +18,7 @@ import pytest
 from tests.fakes import FakeDecoder, FakeDiffusion, FakeStage, FakeTextEncoder
 from triptych.serving.settings import StageSettings
 from triptych.serving.stage_app import stage_app
+from triptych.wire import open_inference
 
 STAGES: Mapping[str, Callable[[], FakeStage[Any]]] = {
     "text_encoder": FakeTextEncoder,
@@ -143,7 +144,7 @@ BAD = [
     prompt(400, "the shape of the input 'prompt' must be a list of at most 8 whole numbers, none negative", shape=[-1]),
     prompt(400, "the shape of the input 'prompt' must be", shape=[1.5]),
     prompt(400, r"the input 'prompt' has 1 values, its shape \[2\] takes 2", shape=[2]),
-    prompt(400, r"the input 'prompt' has 1 values", shape=[2**40, 2**20]),
+    prompt(422, r"prompt must have the shape \[-1\], not \[1099511627776, 1048576\]", shape=[2**40, 2**20]),
     prompt(400, "the input 'prompt' is BYTES: its data must be strings", data=[3]),
     prompt(400, "the input 'prompt' needs either data or a binary_data_size", data=None),
     prompt(400, "the input 'prompt' has a string that is not valid Unicode", data=["\ud83d"]),
@@ -152,7 +153,8 @@ BAD = [
     texts([1], WORD + b"!", 400, "the input 'prompt' has 1 bytes after its last element"),
     texts([2], WORD, 400, "the input 'prompt' ends before its element 1 of 2"),
     texts([1], WORD[:-1], 400, "the input 'prompt' ends in the middle of its element 0"),
-    texts([10**12], WORD, 400, "the input 'prompt' ends before its element 1 of 1000000000000"),
+    texts([10**12], WORD, 422, "prompt has 1000000000000 rows; this service takes 64"),
+    texts([2**20 - 64], bytes(4 * (2**20 - 64)), 422, "prompt has 1048512 rows; this service takes 64"),
     texts([1], struct.pack("<I", 2**32 - 1), 400, "the input 'prompt' ends in the middle of its element 0"),
     raw(json.dumps(PROMPT).encode(), 400, "is 9999, but the request has", headers={LENGTH: "9999"}),
     raw(json.dumps(PROMPT).encode(), 400, f"{LENGTH} must be a number of bytes", headers={LENGTH: "-5"}),
@@ -278,6 +280,27 @@ async def test_a_bad_request_gets_its_status_and_a_sentence(services: dict[str, 
 def test_the_table_is_long_enough() -> None:
     assert len(BAD) >= 60
     assert len({(bad.model, bad.content, bad.path, bad.method, *bad.headers.items()) for bad in BAD}) == len(BAD)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        denoise(422, "there is no input 'noise'", noise=LATENTS),
+        denoise(422, "context must be FP32, not FP16", context=CONTEXT.astype(np.float16)),
+        denoise(422, r"context must have the shape \[-1, 77, 768\], not", context=CONTEXT[..., :512]),
+        texts([2**19], bytes(4 * 2**19), 422, "prompt has 524288 rows; this service takes 64"),
+    ],
+    ids=identifier,
+)
+async def test_tensors_are_refused_by_what_is_said_of_them_before_they_are_made(
+    services: dict[str, Service], bad: Bad, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Any] = []
+    monkeypatch.setattr(open_inference, "unpack", lambda *told, **_: made.append(told))
+    response = await services[bad.model].send(bad)
+    assert response.status_code == bad.status
+    assert re.search(bad.sentence, response.json()["error"])
+    assert made == []
 
 
 async def test_bad_requests_leave_no_memory_behind(services: dict[str, Service]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from contextlib import asynccontextmanager
 
 import pytest
@@ -132,6 +133,15 @@ async def test_metrics_are_behind_the_door(connect) -> None:
     app = make_app(title="locked", settings=StageSettings(token="s3cret"), error_body=open_inference_error, lifespan=no_lifespan)
     assert (await connect(app).get("/metrics")).status_code == 401
     assert (await connect(app).get("/metrics", headers={"Authorization": "Bearer s3cret"})).status_code == 200
+
+
+async def test_whose_key_it_was_is_logged_by_its_name(connect, logged) -> None:
+    entry = "laptop:sha256:" + hashlib.sha256(b"s3cret").hexdigest()
+    app = make_app(title="t", settings=StageSettings(token=entry), error_body=open_inference_error, lifespan=no_lifespan)
+    await connect(app).get("/metrics", headers={"Authorization": "Bearer s3cret"})
+    (line,) = [line for line in logged if line["event"] == "request"]
+    assert line["key"] == "laptop"
+    assert "s3cret" not in str(logged)
 
 
 async def test_a_request_is_one_line_of_the_log(connect, app, logged) -> None:

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
-from triptych.serving.lifespan import run_stages
+import pytest
+
+from triptych.serving.lifespan import run_stages, stopped_by_signals
 
 
 class Stage:
@@ -20,6 +23,9 @@ class Stage:
         self.journal.append(f"{self.name} starts")
         assert self.may_start.wait(timeout=60)
         self.journal.append(f"{self.name} started")
+
+    def stop(self, *, hand_back_all_at: float) -> None:
+        self.journal.append(f"{self.name} stops")
 
     def close(self) -> None:
         assert threading.current_thread() is not threading.main_thread()
@@ -56,3 +62,32 @@ async def test_only_what_was_started_is_closed() -> None:
         await until(lambda: threading.active_count() < threads)  # that of the first is done
     second.may_start.set()
     assert journal[2:] == ["first started", "first closed"]
+
+
+@pytest.fixture
+def signalled() -> Iterator[list[int]]:
+    """The signals that reached the handler which was there before."""
+    signals: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: signals.append(number))
+    yield signals
+    signal.signal(signal.SIGTERM, before)
+
+
+async def test_a_signal_stops_the_stages_and_goes_on_to_the_server(signalled: list[int]) -> None:
+    journal: list[str] = []
+    handler = signal.getsignal(signal.SIGTERM)
+    async with stopped_by_signals(Stage(journal, "first"), Stage(journal, "second"), seconds=30):
+        signal.raise_signal(signal.SIGTERM)
+        await until(lambda: len(journal) == 2)
+    assert journal == ["first stops", "second stops"]
+    assert signalled == [signal.SIGTERM]
+    assert signal.getsignal(signal.SIGTERM) is handler
+
+
+async def test_a_signal_that_nobody_handles_is_left_alone() -> None:
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        async with stopped_by_signals(Stage([], "first"), seconds=30):
+            assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGTERM, before)

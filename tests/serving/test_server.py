@@ -110,6 +110,7 @@ def test_sigterm_finishes_what_runs(run, arguments: list[str]) -> None:
         assert response.result().status_code == 200
     process.ends()
     assert process.log.index("Shutting down") < process.log.index("/infer") < process.log.index("the stage is closed")
+    assert process.log.index("the stage stops, and hands back all in 590 s") < process.log.index("/infer")
     assert "Traceback" not in process.log
 
 

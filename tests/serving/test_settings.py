@@ -8,6 +8,7 @@ from triptych.checkpoints.entries import user_models_file
 from triptych.checkpoints.registry import default_models_folder
 from triptych.contract import StageName
 from triptych.errors import StartError
+from triptych.serving.keys import read_key
 from triptych.serving.settings import GATEWAY_PORT, STAGE_PORTS, StageSettings, is_loopback, read_settings
 from triptych.stages.options import StageOptions
 
@@ -35,7 +36,7 @@ def test_the_environment_decides(environment) -> None:
     assert (settings.model, settings.engine, settings.threads) == ("/models/sd", "jax", 3)
     assert settings.batch_sizes == (1, 2, 4)
     assert settings.sizes == ((512, 512), (768, 512))
-    assert settings.demanded_tokens() == ("s3cret",)
+    assert settings.demanded_keys() == (read_key("s3cret"),)
 
 
 class TestTheModel:
@@ -83,7 +84,7 @@ def test_what_is_given_goes_before_the_environment(environment) -> None:
 def test_an_empty_variable_is_none(environment) -> None:
     environment(TOKEN="", PORT="", BATCH_SIZES="")
     settings = read_settings(StageSettings)
-    assert (settings.token, settings.port, settings.batch_sizes) == (None, None, None)
+    assert (settings.token, settings.port, settings.batch_sizes) == ((), None, None)
 
 
 @pytest.mark.parametrize(
@@ -97,6 +98,15 @@ def test_an_empty_variable_is_none(environment) -> None:
         ({"SIZES": "0x512"}, "^TRIPTYCH_SIZES: Input should be greater than 0"),
         ({"TOKEN": "two words"}, "^TRIPTYCH_TOKEN: a token must be printable ASCII without blanks"),
         ({"TOKEN": "schlüssel"}, "^TRIPTYCH_TOKEN: a token must be printable ASCII"),
+        ({"TOKEN": "mine:sha256:abc"}, "^TRIPTYCH_TOKEN: a hashed key is name:sha256:<64 hexadecimal digits>"),
+        ({"TOKEN": "sha256:" + "a" * 64}, "^TRIPTYCH_TOKEN: a hashed key is name:sha256:"),
+        ({"TOKEN": "one,two,one"}, "^TRIPTYCH_TOKEN: two keys have the same name, or are the same"),
+        ({"TOKEN": "one,,two"}, "^TRIPTYCH_TOKEN: a token must be printable ASCII"),
+        ({"RATE_LIMIT": "often"}, "^TRIPTYCH_RATE_LIMIT: a rate is a number of requests and a time, such as 60/minute"),
+        ({"RATE_LIMIT": "0/minute"}, "^TRIPTYCH_RATE_LIMIT: a rate allows one request at least"),
+        ({"TLS_CERTIFICATE": "nowhere.pem"}, "^TRIPTYCH_TLS_CERTIFICATE: Path does not point to a file"),
+        ({"TLS_KEY": __file__}, "^TRIPTYCH_TLS_KEY is of no use without TRIPTYCH_TLS_CERTIFICATE"),
+        ({"TLS_CERTIFICATE": __file__}, "^TRIPTYCH_TLS_CERTIFICATE and TRIPTYCH_TLS_KEY are not a certificate and its key"),
         ({"REQUEST_TIMEOUT_SECONDS": "0"}, "^TRIPTYCH_REQUEST_TIMEOUT_SECONDS: Input should be greater than 0"),
         ({"PORT": "x", "QUEUE_SIZE": "-1"}, "TRIPTYCH_PORT: .*; TRIPTYCH_QUEUE_SIZE: "),
     ],
@@ -119,7 +129,7 @@ def test_a_refused_token_is_not_shown(environment) -> None:
 def test_listening_to_others_demands_a_token(environment, host) -> None:
     with pytest.raises(StartError, match="lets other machines in: set TRIPTYCH_TOKEN, or TRIPTYCH_INSECURE=true"):
         read_settings(StageSettings, host=host)
-    assert read_settings(StageSettings, host=host, insecure=True).demanded_tokens() == ()
+    assert read_settings(StageSettings, host=host, insecure=True).demanded_keys() == ()
     environment(TOKEN="s3cret")
     assert read_settings(StageSettings, host=host).host == host
 

@@ -53,7 +53,7 @@ async def test_a_reader_that_keeps_up_is_told_all():
 async def test_an_error_comes_after_what_was_told_before():
     denoising = some_denoising(deadline=time.monotonic())
     evaluate(denoising)
-    denoising.fail_if_too_late()
+    denoising.fail_if_too_late(0.0)
     told = []
     try:
         async for event in denoising.events():

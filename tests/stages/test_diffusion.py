@@ -298,6 +298,7 @@ async def test_a_state_at_the_end_is_the_result(stage, network):
         ({"context": CONTEXTS[:1].astype(np.float64)}, "not float64", "context"),
         ({"unconditional_context": CONTEXTS[:2]}, "unconditional_context must be", "unconditional_context"),
         ({"progress_every": 0}, "progress_every must be 1 or more, not 0", "progress_every"),
+        ({"priority": "urgent"}, "request_priority must be one of low, normal, high", "request_priority"),
         ({"initial_noise": np.zeros((1, 4, 8, 4), np.float32)}, "initial_noise must be", "initial_noise"),
     ],
 )

@@ -8,7 +8,7 @@ import pytest
 
 from tests.fakes import DIFFUSION
 from tests.wire.passage import CONTEXT, LATENTS, assert_same, back_over_the_wire, over_the_wire
-from triptych.contract import Denoised, DenoiseEvent, DenoiseRequest, DenoiseState, Progress, State
+from triptych.contract import Denoised, DenoiseEvent, DenoiseRequest, DenoiseState, Priority, Progress, State
 from triptych.errors import InvalidValue, MalformedRequest
 from triptych.wire import diffusion
 from triptych.wire.frames import encode_frame, error_frame
@@ -145,6 +145,16 @@ def test_a_state_to_resume_from_arrives(n: int) -> None:
     assert (read.progress_every, read.previews) == (5, True)
 
 
+@pytest.mark.parametrize("priority", list(Priority))
+@pytest.mark.parametrize("finish_here", [False, True])
+def test_a_priority_and_whether_to_finish_here_arrive(priority: Priority, finish_here: bool) -> None:
+    written = diffusion.write_request(replace(DENOISE, priority=priority, finish_here=finish_here))
+    read = diffusion.read_request(over_the_wire(written), DIFFUSION)
+    assert (read.priority, read.finish_here) == (priority, finish_here)
+    named = {"request_priority", "finish_here"} & set(written.parameters)
+    assert len(named) == (priority != "normal") + finish_here, "what is usual is not sent: older stages know no such parameter"
+
+
 @pytest.mark.parametrize("missing", ["latents", "sampler_state", "position", "state_key"])
 def test_half_a_state_is_none(missing: str) -> None:
     written = diffusion.write_request(replace(DENOISE, resume=state_of(1)))
@@ -166,6 +176,8 @@ def test_half_a_state_is_none(missing: str) -> None:
         ({"sampler_state": np.full((2, 1, 8, 12, 4), np.nan, np.float32)}, {}, "sampler_state has values that are NaN"),
         ({}, {"state_key": 7}, "state_key must be a text of at most 64 characters"),
         ({}, {"progress_every": 0}, "progress_every must be a whole number from 1"),
+        ({}, {"request_priority": "urgent"}, "request_priority must be one of low, normal, high"),
+        ({}, {"finish_here": 1}, "finish_here must be true or false"),
         ({}, {"previews": 1}, "previews must be true or false"),
     ],
 )

@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import json
 import struct
+import zlib
 from typing import Any
 
 import numpy as np
@@ -64,7 +65,11 @@ def assert_same_frames(left: list[Frame], right: list[Frame]) -> None:
 def test_a_frame_is_a_length_a_header_and_tensors() -> None:
     content = encode_frame(STATE)
     (length,) = struct.unpack_from("<I", content)
-    header, tensors = json.loads(content[4 : 4 + length]), content[4 + length :]
+    text, tensors = content[4 : 4 + length], content[4 + length :]
+    header = json.loads(text)
+    checksum = header.pop("crc32")
+    zeroed = text.replace(checksum.encode(), b"00000000")
+    assert checksum == f"{zlib.crc32(zeroed + tensors):08x}"
     assert header == {
         "kind": "state",
         "model_name": "m",
@@ -214,3 +219,22 @@ def test_an_error_that_says_nothing_is_refused(changes: Any) -> None:
     (frame,) = new_reader().feed(raw_frame(header))
     with pytest.raises(MalformedRequest):
         read_refusal(frame)
+
+
+@pytest.mark.parametrize("place", range(4, len(encode_frame(STATE))))
+def test_a_byte_that_changed_on_the_way_is_noticed(place: int) -> None:
+    content = bytearray(encode_frame(STATE))
+    content[place] ^= 1
+    reader, found = new_reader(), []
+    with contextlib.suppress(CallerError):
+        found = list(reader.feed(bytes(content)))
+    # What makes the field `crc32` another one leaves a frame that claims nothing, and is as it was otherwise.
+    assert found == [] or b'"crc32":"' not in content
+    for frame in found:
+        assert_same_frames([frame], [STATE])
+
+
+def test_a_frame_without_a_checksum_claims_nothing() -> None:
+    header = {"kind": "progress", "model_name": "m", "parameters": {"position": 1}}
+    (frame,) = new_reader().feed(raw_frame(header))
+    assert frame.response.parameters == {"position": 1}

@@ -18,7 +18,7 @@ from triptych.wire.open_inference import HEADER_LENGTH, decode_request
 
 MODELS = [
     text_encoder.to_metadata(TEXT_ENCODER),
-    diffusion.to_metadata(replace(DIFFUSION, takes_masked_image=True)),
+    diffusion.to_metadata(replace(DIFFUSION, takes_masked_image=True), evaluations_outstanding=0),
     decoder.to_metadata(DECODER),
     image_encoder.to_metadata(IMAGE_ENCODER),
 ]

@@ -27,6 +27,34 @@ app = typer.Typer(
 
 models = typer.Typer(help="Which models there are by name, and what is known of them.", no_args_is_help=True)
 app.add_typer(models, name="models")
+jobs = typer.Typer(help="Pictures that are ordered now and fetched later.", no_args_is_help=True)
+app.add_typer(jobs, name="jobs")
+keys = typer.Typer(help="Keys of those who may call.", no_args_is_help=True)
+app.add_typer(keys, name="keys")
+
+
+# What the commands that ask for pictures take.
+Prompt = Annotated[str, typer.Argument(help="What the picture should show.")]
+NegativePrompt = Annotated[str | None, typer.Option(help="What the picture should not show.")]
+NumSteps = Annotated[int | None, typer.Option("--num-steps", "--steps", help="Steps of denoising.")]
+GuidanceScale = Annotated[float | None, typer.Option(help="How strongly the prompt leads.")]
+Seed = Annotated[int | None, typer.Option(help="The same seed makes the same picture.")]
+Width = Annotated[int | None, typer.Option(help="Pixels.")]
+Height = Annotated[int | None, typer.Option(help="Pixels.")]
+NumImages = Annotated[int | None, typer.Option(help="How many; they are written as FILE-0, FILE-1 ...")]
+Sampler = Annotated[str | None, typer.Option(help="Which sampler.")]
+ModelName = Annotated[str | None, typer.Option(help="Which model.")]
+Image = Annotated[Path | None, typer.Option(help="A picture to change.")]
+MaskImage = Annotated[Path | None, typer.Option(help="Where to change it: white is painted anew, black is kept.")]
+Strength = Annotated[float | None, typer.Option(help="How much of it to change, 0 to 1.")]
+NumResamples = Annotated[int | None, typer.Option(help="How often to make each step under a mask.")]
+MaskBlur = Annotated[int | None, typer.Option(help="Pixels by which to soften the mask's edges.")]
+Truncate = Annotated[bool, typer.Option("--truncate", help="Cut a prompt that is too long.")]
+LongPrompt = Annotated[bool, typer.Option("--long-prompt", help="Let the prompt be longer than a context.")]
+GatewayUrl = Annotated[str, typer.Option(envvar="TRIPTYCH_URL", help="Where the gateway is.")]
+ApiKey = Annotated[str | None, typer.Option(envvar="TRIPTYCH_API_KEY", help="What the gateway demands.")]
+JobId = Annotated[str, typer.Argument(help="The job's id.")]
+AsJson = Annotated[bool, typer.Option("--json", help="As JSON, as the gateway tells it.")]
 
 
 class ServiceName(StrEnum):
@@ -165,27 +193,27 @@ def swap(
 
 @app.command()
 def generate(
-    prompt: Annotated[str, typer.Argument(help="What the picture should show.")],
+    prompt: Prompt,
     output: Annotated[Path, typer.Option("--output", "-o", help="File to write: .png, .jpg, .jpeg or .webp.")] = DEFAULT_PICTURE,
-    negative_prompt: Annotated[str | None, typer.Option(help="What the picture should not show.")] = None,
-    num_steps: Annotated[int | None, typer.Option("--num-steps", "--steps", help="Steps of denoising.")] = None,
-    guidance_scale: Annotated[float | None, typer.Option(help="How strongly the prompt leads.")] = None,
-    seed: Annotated[int | None, typer.Option(help="The same seed makes the same picture.")] = None,
-    width: Annotated[int | None, typer.Option(help="Pixels.")] = None,
-    height: Annotated[int | None, typer.Option(help="Pixels.")] = None,
-    num_images: Annotated[int | None, typer.Option(help="How many; they are written as FILE-0, FILE-1 ...")] = None,
-    sampler: Annotated[str | None, typer.Option(help="Which sampler.")] = None,
-    model: Annotated[str | None, typer.Option(help="Which model.")] = None,
-    image: Annotated[Path | None, typer.Option(help="A picture to change.")] = None,
-    mask: Annotated[Path | None, typer.Option(help="Where to change it: white is painted anew, black is kept.")] = None,
-    strength: Annotated[float | None, typer.Option(help="How much of it to change, 0 to 1.")] = None,
-    num_resamples: Annotated[int | None, typer.Option(help="How often to make each step under a mask.")] = None,
-    mask_blur: Annotated[int | None, typer.Option(help="Pixels by which to soften the mask's edges.")] = None,
-    truncate: Annotated[bool, typer.Option("--truncate", help="Cut a prompt that is too long.")] = False,
-    long_prompt: Annotated[bool, typer.Option("--long-prompt", help="Let the prompt be longer than a context.")] = False,
+    negative_prompt: NegativePrompt = None,
+    num_steps: NumSteps = None,
+    guidance_scale: GuidanceScale = None,
+    seed: Seed = None,
+    width: Width = None,
+    height: Height = None,
+    num_images: NumImages = None,
+    sampler: Sampler = None,
+    model: ModelName = None,
+    image: Image = None,
+    mask: MaskImage = None,
+    strength: Strength = None,
+    num_resamples: NumResamples = None,
+    mask_blur: MaskBlur = None,
+    truncate: Truncate = False,
+    long_prompt: LongPrompt = False,
     receipt: Annotated[Path | None, typer.Option(help="File to write the receipt to, for `triptych verify`.")] = None,
-    url: Annotated[str, typer.Option(envvar="TRIPTYCH_URL", help="Where the gateway is.")] = "http://127.0.0.1:8000",
-    api_key: Annotated[str | None, typer.Option(envvar="TRIPTYCH_API_KEY", help="What the gateway demands.")] = None,
+    url: GatewayUrl = "http://127.0.0.1:8000",
+    api_key: ApiKey = None,
     timeout: Annotated[float, typer.Option(help="Seconds to wait for the picture.")] = 600.0,
 ) -> None:
     """Ask a running gateway for a picture and write it to a file."""
@@ -250,6 +278,122 @@ def demo(
     from triptych.cli.demo import show
 
     show(prompt, port, DEFAULT_PICTURE)
+
+
+@keys.command("new")
+def new_key(name: Annotated[str, typer.Argument(help="What logs and queues call its holder.")]) -> None:
+    """Draw a key, and show it once with its hash: the entry by which a service knows it."""
+    from triptych.cli import keys as command
+
+    command.new_key(name)
+
+
+@jobs.command("submit")
+def submit_job(
+    prompt: Prompt,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="File to write with --wait, and the format: .png, .jpg, .jpeg or .webp.")
+    ] = DEFAULT_PICTURE,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait until it is completed, and write its pictures.")] = False,
+    id_only: Annotated[bool, typer.Option("--id-only", help="Print the job's id and nothing else.")] = False,
+    idempotency_key: Annotated[
+        str | None, typer.Option(help="What you call this job: submitted again it is the same one.")
+    ] = None,
+    request_priority: Annotated[str | None, typer.Option("--priority", help="low, normal or high.")] = None,
+    negative_prompt: NegativePrompt = None,
+    num_steps: NumSteps = None,
+    guidance_scale: GuidanceScale = None,
+    seed: Seed = None,
+    width: Width = None,
+    height: Height = None,
+    num_images: NumImages = None,
+    sampler: Sampler = None,
+    model: ModelName = None,
+    image: Image = None,
+    mask: MaskImage = None,
+    strength: Strength = None,
+    num_resamples: NumResamples = None,
+    mask_blur: MaskBlur = None,
+    truncate: Truncate = False,
+    long_prompt: LongPrompt = False,
+    url: GatewayUrl = "http://127.0.0.1:8000",
+    api_key: ApiKey = None,
+    timeout: Annotated[float, typer.Option(help="Seconds to wait with --wait.")] = 600.0,
+) -> None:
+    """Order pictures as a job, which outlives this command and the gateway."""
+    from triptych.cli import jobs as command
+
+    command.submit(
+        prompt,
+        output,
+        wait=wait,
+        id_only=id_only,
+        idempotency_key=idempotency_key,
+        gateway=command.Gateway(url, api_key, timeout),
+        request_priority=request_priority,
+        negative_prompt=negative_prompt,
+        num_steps=num_steps,
+        guidance_scale=guidance_scale,
+        seed=seed,
+        width=width,
+        height=height,
+        num_images=num_images,
+        sampler=sampler,
+        model=model,
+        image=image,
+        mask=mask,
+        strength=strength,
+        num_resamples=num_resamples,
+        mask_blur=mask_blur,
+        truncate=truncate or None,
+        long_prompt=long_prompt or None,
+    )
+
+
+@jobs.command("list")
+def list_jobs(
+    limit: Annotated[int, typer.Option(help="How many.")] = 100,
+    as_json: AsJson = False,
+    url: GatewayUrl = "http://127.0.0.1:8000",
+    api_key: ApiKey = None,
+) -> None:
+    """List the last jobs of this key, the newest first: id, status, how far it is, when it came."""
+    from triptych.cli import jobs as command
+
+    command.list_jobs(command.Gateway(url, api_key), limit=limit, as_json=as_json)
+
+
+@jobs.command("describe")
+def describe_job(job: JobId, as_json: AsJson = False, url: GatewayUrl = "http://127.0.0.1:8000", api_key: ApiKey = None) -> None:
+    """Show all that is known of a job."""
+    from triptych.cli import jobs as command
+
+    command.describe(job, command.Gateway(url, api_key), as_json=as_json)
+
+
+@jobs.command("get")
+def get_job(
+    job: JobId,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="File to write; the job's id by default. Several are numbered from 0.")
+    ] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait until it is completed.")] = False,
+    url: GatewayUrl = "http://127.0.0.1:8000",
+    api_key: ApiKey = None,
+    timeout: Annotated[float, typer.Option(help="Seconds to wait with --wait.")] = 600.0,
+) -> None:
+    """Write the pictures of a job that is completed: exit code 0, or one sentence and 1."""
+    from triptych.cli import jobs as command
+
+    command.get(job, output, command.Gateway(url, api_key, timeout), wait=wait)
+
+
+@jobs.command("cancel")
+def cancel_job(job: JobId, url: GatewayUrl = "http://127.0.0.1:8000", api_key: ApiKey = None) -> None:
+    """End a job; remove one that has ended, with its pictures."""
+    from triptych.cli import jobs as command
+
+    command.cancel(job, command.Gateway(url, api_key))
 
 
 @models.command("list")

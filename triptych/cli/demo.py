@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from triptych.cli.console import say, show_timings, waiting_for
 from triptych.cli.generate import write_pictures
-from triptych.cli.processes import ServiceGroup
+from triptych.cli.processes import Service, ServiceGroup
 from triptych.cli.topology import four_services, ports_from_or_free
 from triptych.cli.up import START_SECONDS, say_ready
 
@@ -20,14 +22,23 @@ def show(prompt: str, port: int, output: Path) -> None:
     Raises:
         TriptychError: One sentence that says what did not work.
     """
-    services = four_services(ports_from_or_free(port))
+    *stages, gateway = four_services(ports_from_or_free(port))
     say("Starting the text encoder, the diffusion model, the decoder and the gateway, each as a process of its own.")
-    with ServiceGroup(services, on_line=lambda name, line: None) as group:
+    with TemporaryDirectory() as folder, ServiceGroup([*stages, _without_jobs(gateway, folder)], on_line=_ignore) as group:
         with waiting_for("waiting until all four are ready"):
             group.wait_until_ready(seconds=START_SECONDS, on_ready=say_ready)
-        say(f"Asking {services[-1].url}/generate for: {prompt}")
-        generation = write_pictures(prompt, output, url=services[-1].url, api_key=_own_key(), timeout_seconds=PICTURE_SECONDS)
+        say(f"Asking {gateway.url}/generate for: {prompt}")
+        generation = write_pictures(prompt, output, url=gateway.url, api_key=_own_key(), timeout_seconds=PICTURE_SECONDS)
         show_timings(generation.timings)
+
+
+def _without_jobs(gateway: Service, folder: str) -> Service:
+    """Those that another gateway of this user has left are none of the demo's."""
+    return replace(gateway, environment={**gateway.environment, "TRIPTYCH_JOBS_DATABASE": os.path.join(folder, "jobs.sqlite3")})
+
+
+def _ignore(_name: str, _line: str) -> None:
+    """What a service logs is not shown; its last lines are, where it ends."""
 
 
 def _own_key() -> str | None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 from triptych.cli.console import say, shown_progress, warn
-from triptych.client import Client, Generation, Options
+from triptych.client import Client, Generation, Options, Picture
 from triptych.errors import InvalidValue, TriptychError
 
 FORMATS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
@@ -32,21 +33,37 @@ def write_pictures(
     Raises:
         TriptychError: The gateway refused, or a file cannot be written.
     """
-    given = {name: value for name, value in options.items() if value is not None}
-    given["output_format"] = _format_of(output)
-    given |= {name: _read(given[name], param=name) for name in ("image", "mask") if name in given}
+    given = given_options(options, output)
     if receipt is not None:
         _expect_folder(receipt, param="receipt")
     with Client(url, api_key=api_key, timeout_seconds=timeout_seconds) as client, shown_progress() as show:
-        generation = client.generate(prompt, on_progress=show, **cast(Options, given))
-    for picture, path in zip(generation.pictures, _paths(output, len(generation.pictures)), strict=True):
-        _write(path, picture.data)
-        say(f"{path} (seed {picture.seed})")
+        generation = client.generate(prompt, on_progress=show, **given)
+    save(generation.pictures, output)
     if receipt is not None:
         _write(receipt, json.dumps(_receipt(generation), indent=1).encode())
     for warning in generation.warnings:
         warn(warning)
     return generation
+
+
+def given_options(options: Mapping[str, Any], output: Path) -> Options:
+    """What is sent of a command's options: pictures to change are read, and the file to write says its format.
+
+    Raises:
+        InvalidValue: A picture cannot be read, or the file cannot be one.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    given["output_format"] = format_of(output)
+    given |= {name: _read(given[name], param=name) for name in ("image", "mask") if name in given}
+    return cast(Options, given)
+
+
+def save(pictures: Sequence[Picture], output: Path, *, silently: bool = False) -> None:
+    """Writes pictures, and unless silently says where; several are numbered from 0."""
+    for picture, path in zip(pictures, _paths(output, len(pictures)), strict=True):
+        _write(path, picture.data)
+        if not silently:
+            say(f"{path} (seed {picture.seed})")
 
 
 def _read(path: Path, *, param: str) -> bytes:
@@ -73,7 +90,7 @@ def _receipt(generation: Generation) -> dict[str, Any]:
     }
 
 
-def _format_of(output: Path) -> str:
+def format_of(output: Path) -> str:
     """By the file's ending, and before anything is asked for: a folder that is missing should not cost a picture."""
     if output.suffix.lower() not in FORMATS:
         raise InvalidValue(f"{output} must end in {', '.join(FORMATS)}", param="output")

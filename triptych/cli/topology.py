@@ -19,7 +19,14 @@ def four_services(ports: tuple[int, ...], model: str | None = None, *, topology:
         ports: Of the gateway and the three stages.
         model: Which one they serve; None is what the environment says.
         topology: The gateway's file; None is none, unless the environment names one.
+
+    Raises:
+        StartError: The environment has them speak HTTPS, and this machine's own address has no certificate.
     """
+    if os.environ.get("TRIPTYCH_TLS_CERTIFICATE"):
+        raise StartError(
+            "these four talk on this machine alone, without TLS: unset TRIPTYCH_TLS_CERTIFICATE, or start each by triptych serve"
+        )
     gateway_port, *stage_ports = ports
     # A person reads these logs, though they come through a pipe.
     logs = {"TRIPTYCH_LOG_FORMAT": os.environ.get("TRIPTYCH_LOG_FORMAT", "console")}

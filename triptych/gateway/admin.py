@@ -16,7 +16,7 @@ from triptych.gateway.settings import GatewaySettings
 from triptych.gateway.state import GatewayDep
 from triptych.gateway.swap import Swapped, Swaps
 from triptych.gateway.topology_file import StageEntry, is_address, shown_address
-from triptych.serving.auth import check_token, is_this_machine
+from triptych.serving.auth import check_key, is_this_machine
 from triptych.wire.bodies import read_bounded
 from triptych.wire.json_text import parse_object
 
@@ -142,13 +142,12 @@ def make_guard(settings: GatewaySettings) -> Callable[[Request], Awaitable[None]
         Unauthenticated: There is a token, and the request has not got it.
         Forbidden: There is none, and the request is not plainly this machine's own; or it is a page of another site.
     """
-    tokens = [] if settings.admin_token is None else [settings.admin_token.get_secret_value().encode("ascii")]
 
     async def guard(request: Request) -> None:
         if request.headers.get("Sec-Fetch-Site", "none") not in ("same-origin", "none"):
             raise Forbidden("a page of another site may not change stages here")
-        if tokens:
-            check_token(request, tokens)
+        if settings.admin_token:
+            check_key(request, settings.admin_token)
         elif settings.api_keys:
             raise Forbidden("whoever has a key of this gateway could change its stages: set TRIPTYCH_ADMIN_TOKEN, and send that")
         elif not _is_from_here(request):

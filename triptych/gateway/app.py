@@ -8,13 +8,18 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 
 from fastapi import Depends, FastAPI
 
-from triptych.gateway import admin, catalogue, generate, static
+from triptych.gateway import admin, catalogue, generate, replicas, static
 from triptych.gateway.admission import Admission
+from triptych.gateway.cors import cors
 from triptych.gateway.errors import gateway_error
+from triptych.gateway.jobs import routes as jobs
+from triptych.gateway.jobs.service import Jobs
 from triptych.gateway.live_topology import LiveTopology
 from triptych.gateway.metrics import GatewayMetrics
 from triptych.gateway.registry import Registry
+from triptych.gateway.replicas import ReplicaMetrics
 from triptych.gateway.settings import GatewaySettings
+from triptych.gateway.shared_runs import SharedRuns
 from triptych.gateway.state import Gateway
 from triptych.gateway.swap import Swaps
 from triptych.pipeline import Pipeline
@@ -50,23 +55,41 @@ def create_app(
             for resource in resources:
                 await living.enter_async_context(resource)
             await living.enter_async_context(_polling(registry, settings.poll_seconds))
+            gateway: Gateway = app.state.gateway
+            living.push_async_callback(gateway.shared.close)
+            await living.enter_async_context(gateway.jobs.running(gateway))
             yield
 
     app = make_app(
-        title="Triptych gateway", description=DESCRIPTION, settings=settings, error_body=gateway_error, lifespan=lifespan
+        title="Triptych gateway",
+        description=DESCRIPTION,
+        settings=settings,
+        error_body=gateway_error,
+        lifespan=lifespan,
+        middleware=cors(settings.cors_origins),
     )
     admission = Admission(max_running=settings.max_running_requests, max_waiting=settings.max_waiting_requests)
     metrics = GatewayMetrics(app.state.metrics.registry, admission)
+    app.state.metrics.registry.register(ReplicaMetrics(registry))
     swaps = None if topology is None else Swaps(topology, timeout_seconds=settings.swap_timeout_seconds)
     app.state.gateway = Gateway(
-        settings=settings, registry=registry, admission=admission, metrics=metrics, topology=topology, swaps=swaps
+        settings=settings,
+        registry=registry,
+        admission=admission,
+        metrics=metrics,
+        jobs=Jobs(settings),
+        shared=SharedRuns(),
+        topology=topology,
+        swaps=swaps,
     )
     # Health and the page are for everybody: what asks for them has no keys.
     app.include_router(catalogue.health, tags=["health"])
     app.include_router(static.make_router())
     doors = [Depends(make_guard(settings))]
     app.include_router(generate.router, tags=["pictures"], dependencies=doors)
+    app.include_router(jobs.router, tags=["jobs"], dependencies=doors)
     app.include_router(catalogue.router, tags=["models"], dependencies=doors)
+    app.include_router(replicas.router, tags=["models"], dependencies=doors)
     app.include_router(admin.router, tags=["administration"], dependencies=[Depends(admin.make_guard(settings))])
     return app
 

@@ -150,6 +150,19 @@ class GenerateBody(BaseModel):
             description="How many `preview` events at most, while the picture is being made; only as `text/event-stream`.",
         ),
     ] = None
+    request_priority: Annotated[
+        Literal["low", "normal", "high"] | None,
+        Allowed("low, normal or high"),
+        Field(description="Who goes first where many wait: `low`, `normal` or `high`; normal by default."),
+    ] = None
+    detach: Annotated[
+        bool | None,
+        Allowed("true or false"),
+        Field(
+            description="Go on when nobody waits for the answer any more; with an Idempotency-Key it can be asked for again. "
+            "A job, of `POST /jobs`, always does."
+        ),
+    ] = None
 
 
 NAMES = frozenset(GenerateBody.model_fields).union(*ALIASES.values())

@@ -9,6 +9,7 @@ from triptych.contract import ImageFormat
 from triptych.gateway.body import GenerateBody
 from triptych.gateway.errors import ErrorAnswer
 from triptych.gateway.forms import FILES
+from triptych.gateway.idempotency import HEADER, LONGEST_KEY
 
 BODY_SCHEMA = GenerateBody.model_json_schema()
 
@@ -30,12 +31,13 @@ event: completed
 data: {"id": "...", "images": [{"b64_json": "...", "seed": 7}], ...}
 """
 
-_REFUSALS = {
+REFUSALS = {
     400: "The body is neither JSON nor a form.",
     401: "No key of this gateway was sent.",
     403: "This gateway has no keys and answers its own machine only; or a page of another site posts a form.",
     404: "No such model.",
     406: "The Accept header takes none of the answers.",
+    409: "The Idempotency-Key came with another body.",
     413: "The body is too large, or a picture in it.",
     415: "The body is sent neither as JSON nor as a form.",
     422: "A field is unknown, missing, or impossible for the model; `param` names it.",
@@ -62,17 +64,25 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
             "text/event-stream": {"schema": {"type": "string"}, "example": _STREAM_EXAMPLE},
         },
     },
-    **{status: {"model": ErrorAnswer, "description": words} for status, words in _REFUSALS.items()},
+    **{status: {"model": ErrorAnswer, "description": words} for status, words in REFUSALS.items()},
 }
 
 CANCEL_RESPONSES: dict[int | str, dict[str, Any]] = {
     204: {"description": "It has ended."},
-    **{status: {"model": ErrorAnswer, "description": _REFUSALS[status]} for status in (401, 403)},
+    **{status: {"model": ErrorAnswer, "description": REFUSALS[status]} for status in (401, 403)},
     404: {"model": ErrorAnswer, "description": "No such request is in line or at work."},
 }
 
 _FORM_SCHEMA = BODY_SCHEMA | {
     "properties": BODY_SCHEMA["properties"] | {name: {"type": "string", "format": "binary"} for name in FILES}
+}
+
+IDEMPOTENCY_KEY: Mapping[str, Any] = {
+    "name": HEADER,
+    "in": "header",
+    "required": False,
+    "schema": {"type": "string", "minLength": 1, "maxLength": LONGEST_KEY, "pattern": "^[ -~]+$"},
+    "description": "What the caller calls this request: sent again with the same body, it is the same request and not another.",
 }
 
 REQUEST_BODY = {

@@ -20,13 +20,18 @@ KEEPALIVE_SECONDS = 15.0
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """One server-sent event: a name, and data that travels as JSON."""
+    """One server-sent event: a name, and data that travels as JSON.
+
+    Attributes:
+        id: What a caller whose connection broke says that it had last.
+    """
 
     name: str
     data: Any
+    id: str | None = None
 
     def encode(self) -> bytes:
-        return format_sse_event(event=self.name, data_str=json.dumps(self.data))
+        return format_sse_event(event=self.name, data_str=json.dumps(self.data), id=self.id)
 
 
 class EventStream(Stream):

@@ -4,9 +4,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator
 from contextlib import ExitStack, aclosing
 from typing import Any
 
@@ -14,32 +13,25 @@ import structlog
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from triptych.contract import ImageFormat
-from triptych.errors import Forbidden, InvalidValue, NotAcceptable, NotFound, StageNotReady, TriptychError, UnsupportedMediaType
+from triptych.errors import InvalidValue, NotAcceptable, NotFound, TriptychError
 from triptych.gateway import event_stream
 from triptych.gateway.answers import GenerateAnswer, image_response, json_response, preview_document, to_document
-from triptych.gateway.body import GenerateBody, parse_body, parse_form
-from triptych.gateway.documentation import CANCEL_RESPONSES, REQUEST_BODY, RESPONSES
-from triptych.gateway.editing import read_pictures
+from triptych.gateway.body import GenerateBody
+from triptych.gateway.documentation import CANCEL_RESPONSES, IDEMPOTENCY_KEY, REQUEST_BODY, RESPONSES
 from triptych.gateway.errors import gateway_error
 from triptych.gateway.event_stream import Event, EventStream
-from triptych.gateway.forms import MEDIA_TYPE as FORM
-from triptych.gateway.forms import read_form
+from triptych.gateway.idempotency import digest_of, read_idempotency_key
 from triptych.gateway.negotiation import choose_media_type
-from triptych.gateway.orders import Job, Order, find, give
-from triptych.gateway.parameters import draw_seed
+from triptych.gateway.orders import Order
 from triptych.gateway.previews import Preview
+from triptych.gateway.reception import IMAGES, JSON, accept, read_body, understand
+from triptych.gateway.shared_runs import Run
 from triptych.gateway.state import Gateway, GatewayDep
-from triptych.gateway.work import Outcome, carry_out, carry_out_to_the_end
+from triptych.gateway.work import Event as WorkEvent
+from triptych.gateway.work import Outcome, carry_out, outcome_of
 from triptych.pipeline import StageProgress
 from triptych.serving.presence import cancelled_when_the_client_leaves
-from triptych.serving.request_ids import request_id
-from triptych.wire.bodies import read_bounded
-from triptych.wire.deadlines import read_deadline
 from triptych.wire.open_inference import quoted
-
-JSON = "application/json"
-IMAGES: Mapping[str, ImageFormat] = {f"image/{image_format}": image_format for image_format in ImageFormat}
 
 router = APIRouter()
 log = structlog.get_logger(__name__)
@@ -49,7 +41,7 @@ log = structlog.get_logger(__name__)
     "/generate",
     response_model=GenerateAnswer,
     responses=RESPONSES,
-    openapi_extra=REQUEST_BODY,
+    openapi_extra={**REQUEST_BODY, "parameters": [IDEMPOTENCY_KEY]},
 )
 async def generate(request: Request, gateway: GatewayDep) -> Response:
     """Makes one to eight pictures of a prompt, or changes a picture by it.
@@ -59,19 +51,24 @@ async def generate(request: Request, gateway: GatewayDep) -> Response:
     one `completed` or `error`.
     """
     arrived = time.monotonic()
-    body = await _read_body(request, limit=gateway.settings.max_body_bytes)
+    body = await read_body(request, limit=gateway.settings.max_body_bytes)
     media_type = _negotiate(", ".join(request.headers.getlist("Accept")) or "*/*", body)
     if body.previews and media_type != event_stream.MEDIA_TYPE:
         raise InvalidValue(f"previews are events: ask for them with Accept: {event_stream.MEDIA_TYPE}", param="previews")
-    order = await _understand(gateway, request, body, media_type, arrived)
+    idempotency_key = read_idempotency_key(request.headers)
+    order = await understand(gateway, request, body, media_type, arrived)
     with ExitStack() as held:
-        job = await _accept(gateway, order, held)
-        gateway.admission.refuse_if_full()
+        if idempotency_key is None and not body.detach:
+            events = await _begin(gateway, order, held)
+        else:
+            run = await _share(gateway, order, idempotency_key, digest_of(body, media_type if media_type in IMAGES else ""))
+            run.detached |= bool(body.detach)
+            events = held.enter_context(run.followed())
         if media_type == event_stream.MEDIA_TYPE:
             held = held.pop_all()
-            return EventStream(_as_events(gateway, order, job, held), headers={"X-Triptych-Id": order.id}, held=held)
+            return EventStream(_as_events(order, events), headers={"X-Triptych-Id": order.id}, held=held)
         async with cancelled_when_the_client_leaves(request.receive):
-            outcome = await carry_out_to_the_end(gateway, order, job, held)
+            outcome = await outcome_of(events)
     return json_response(outcome) if media_type == JSON else image_response(outcome)
 
 
@@ -83,17 +80,6 @@ async def cancel(request_name: str, gateway: GatewayDep) -> None:
     """
     if not await gateway.running.cancel(request_name):
         raise NotFound(f"no request {quoted(request_name)} is in line or at work here")
-
-
-async def _read_body(request: Request, *, limit: int) -> GenerateBody:
-    """The body. A form is not taken from another site's page: browsers post forms without asking here first."""
-    kind = request.headers.get("Content-Type", "").partition(";")[0].strip().lower()
-    if kind not in (JSON, FORM):
-        raise UnsupportedMediaType(f"the body must be sent as Content-Type: {JSON} or {FORM}, not {kind or 'without one'}")
-    if kind == FORM and request.headers.get("Sec-Fetch-Site", "none") not in ("same-origin", "none"):
-        raise Forbidden(f"a page of another site may not post forms here; send {JSON}")
-    raw = await read_bounded(request.stream(), request.headers, limit=limit)
-    return parse_body(raw) if kind == JSON else parse_form(await read_form(raw, request.headers))
 
 
 def _negotiate(accept: str, body: GenerateBody) -> str:
@@ -124,40 +110,28 @@ def _contradiction(media_type: str, body: GenerateBody) -> InvalidValue | None:
     return None
 
 
-async def _understand(gateway: Gateway, request: Request, body: GenerateBody, media_type: str, arrived: float) -> Order:
-    """What is wanted, whoever can do it; its pictures are decoded."""
-    deadline = read_deadline(request.headers, longest_seconds=gateway.settings.request_timeout_seconds)
-    filled_in: dict[str, Any] = {"seed": draw_seed()} if body.seed is None else {}
-    if media_type in IMAGES:
-        filled_in["output_format"] = IMAGES[media_type]
-    return Order(
-        id=request_id(request),
-        body=body.model_copy(update=filled_in),
-        pictures=await asyncio.to_thread(read_pictures, body, max_pixels=gateway.settings.max_image_pixels),
-        arrived=arrived,
-        deadline=deadline,
-    )
+async def _begin(gateway: Gateway, order: Order, held: ExitStack) -> AsyncGenerator[WorkEvent, None]:
+    job = await accept(gateway, order, held)
+    gateway.admission.refuse_if_full(key=order.key, priority=order.priority)
+    return carry_out(gateway, order, job, held)
 
 
-async def _accept(gateway: Gateway, order: Order, held: ExitStack) -> Job | None:
-    """The order for a model that is there and can do it; the model counts it until what is held is let go.
-
-    None where no model is there now, and the order may wait for one.
-    """
-    try:
-        model = await find(gateway.registry, order, deadline=order.deadline)
-        held.enter_context(model.in_use())
-        return await give(order, model, deadline=order.deadline)
-    except StageNotReady:
-        if not gateway.settings.stage_wait_seconds:
-            raise
-        return None
+async def _share(gateway: Gateway, order: Order, idempotency_key: str | None, digest: str) -> Run:
+    """The run of an order that is under way or done under this key; else one that is begun now."""
+    name = None if idempotency_key is None else (order.key, idempotency_key)
+    if name is not None and (run := gateway.shared.find(name, digest)) is not None:
+        return run
+    with ExitStack() as held:
+        events = await _begin(gateway, order, held)
+        if name is not None and (run := gateway.shared.find(name, digest)) is not None:
+            return run  # of a request that came while the model was found
+        return gateway.shared.start(name, Run(digest, events, held.pop_all(), detached=bool(order.body.detach)))
 
 
-async def _as_events(gateway: Gateway, order: Order, job: Job | None, held: ExitStack) -> AsyncGenerator[Event, None]:
+async def _as_events(order: Order, events: AsyncGenerator[WorkEvent, None]) -> AsyncGenerator[Event, None]:
     """The order as server-sent events; whatever goes wrong from here on is an event too, as the status has been sent."""
     try:
-        async with aclosing(carry_out(gateway, order, job, held)) as events:
+        async with aclosing(events):
             async for event in events:
                 yield _told(event)
     except TriptychError as error:
@@ -167,7 +141,7 @@ async def _as_events(gateway: Gateway, order: Order, job: Job | None, held: Exit
         yield Event(name="error", data=gateway_error(TriptychError("something went wrong here, and has been logged")))
 
 
-def _told(event: StageProgress | Preview | Outcome) -> Event:
+def _told(event: WorkEvent) -> Event:
     if isinstance(event, Outcome):
         return Event(name="completed", data=to_document(event).model_dump(mode="json"))
     if isinstance(event, Preview):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from triptych.gateway.body import GenerateBody
 from triptych.gateway.editing import Pictures
 from triptych.gateway.parameters import Parameters, resolve
 from triptych.gateway.registry import Identities, Model, Registry
+from triptych.pipeline import Keep
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +21,9 @@ class Order:
         pictures: What the body brought of them, decoded.
         arrived: When the request came, by `time.monotonic()`.
         deadline: When nobody waits for it any more, by the same clock.
+        priority: `low`, `normal` or `high`.
+        key: The name of the API key that it came with, not the key itself; empty where none is demanded.
+        keep: Where to keep what the stages make for a job that this becomes; None: nowhere.
     """
 
     id: str
@@ -26,6 +31,9 @@ class Order:
     pictures: Pictures
     arrived: float
     deadline: float
+    priority: str = "normal"
+    key: str = ""
+    keep: Callable[[Job], Keep] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

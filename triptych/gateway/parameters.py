@@ -39,6 +39,13 @@ class Parameters:
     mask_blur: int = 0
     takes_masked_image: bool = False
 
+    @property
+    def work(self) -> float:
+        """How much it asks of the diffusion stage: pixels, for each row of the network and each evaluation."""
+        rows = self.num_images * (1 if self.guidance_scale == 1 else 2)
+        steps = self.num_steps if self.edit is None else self.num_steps * self.edit.strength * self.edit.num_resamples
+        return max(1.0, steps * rows * self.width * self.height)
+
     def as_json(self) -> dict[str, Any]:
         plain = {name: getattr(self, name) for name in _PLAIN}
         return plain if self.edit is None else plain | describe_edit(self.edit, self.mask_blur)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from fastapi import Depends, Request
 
@@ -15,12 +15,19 @@ from triptych.gateway.running import RunningRequests
 from triptych.gateway.settings import GatewaySettings
 from triptych.gateway.swap import Swaps
 
+if TYPE_CHECKING:  # they work with a gateway themselves
+    from triptych.gateway.jobs.service import Jobs
+    from triptych.gateway.shared_runs import SharedRuns
+
 
 @dataclass(frozen=True, kw_only=True)
 class Gateway:
     """One gateway: its models, its queue, its counters, and who is at work.
 
     Attributes:
+        jobs: Those that outlive it.
+        running: Requests by name.
+        shared: Requests that go on without their callers, or that several wait for.
         topology: The file that its models follow, if there is one.
         swaps: What changes it.
     """
@@ -29,6 +36,8 @@ class Gateway:
     registry: Registry
     admission: Admission
     metrics: GatewayMetrics
+    jobs: Jobs
+    shared: SharedRuns
     running: RunningRequests = field(default_factory=RunningRequests)
     topology: LiveTopology | None = None
     swaps: Swaps | None = None

@@ -14,7 +14,7 @@ from triptych.gateway.remote_models import RemoteModels
 from triptych.gateway.settings import GatewaySettings
 from triptych.gateway.topology_file import ModelEntry, write_new
 from triptych.pipeline import Pipeline
-from triptych.remote import make_client
+from triptych.remote import Patience, make_client
 from triptych.serving.lifespan import run_stages
 from triptych.serving.stage_app import LocalDecoder, LocalDiffusion, LocalImageEncoder, LocalTextEncoder
 
@@ -27,10 +27,10 @@ def remote_gateway(settings: GatewaySettings) -> FastAPI:
     Raises:
         StartError: An address cannot be read, or the topology file says something that is impossible.
     """
-    client = make_client()
+    client = make_client(ca_file=settings.stage_ca_file)
     if settings.topology is None:
         return create_app(settings, remote_models(settings, client), resources=[client])
-    models = RemoteModels(client, token=_stage_token(settings))
+    models = _models(settings, client)
     if not settings.topology.exists():
         write_new(settings.topology, (entry_of(settings),))
     live = LiveTopology(settings.topology, models)
@@ -65,7 +65,7 @@ def remote_models(settings: GatewaySettings, client: httpx2.AsyncClient) -> Mapp
     Raises:
         StartError: An address cannot be read.
     """
-    return {settings.model_name: RemoteModels(client, token=_stage_token(settings)).pipeline(entry_of(settings))}
+    return {settings.model_name: _models(settings, client).pipeline(entry_of(settings))}
 
 
 def entry_of(settings: GatewaySettings) -> ModelEntry:
@@ -76,6 +76,15 @@ def entry_of(settings: GatewaySettings) -> ModelEntry:
         diffusion=(settings.diffusion_url,),
         decoder=(settings.decoder_url,),
         image_encoder=(settings.image_encoder_url,) if settings.image_encoder_url else (),
+    )
+
+
+def _models(settings: GatewaySettings, client: httpx2.AsyncClient) -> RemoteModels:
+    return RemoteModels(
+        client,
+        token=_stage_token(settings),
+        patience=Patience(wait_seconds=settings.stage_wait_seconds, stall_seconds=settings.stall_seconds),
+        context_cache_bytes=settings.context_cache_bytes,
     )
 
 

@@ -54,18 +54,26 @@ def carry_out(gateway: Gateway, order: Order, job: Job | None, held: ExitStack) 
     return gateway.running.follow(order.id, partial(_carry_out, gateway, order, job, held))
 
 
-async def carry_out_to_the_end(gateway: Gateway, order: Order, job: Job | None, held: ExitStack) -> Outcome:
-    async with aclosing(carry_out(gateway, order, job, held)) as events:
+async def outcome_of(events: AsyncGenerator[Event, None]) -> Outcome:
+    """What the work of these events came to; leaving it before ends the work."""
+    async with aclosing(events):
         async for event in events:
             if isinstance(event, Outcome):
                 return event
-    raise AssertionError("a job ends in an outcome or in an error")
+    raise AssertionError("an order ends in an outcome or in an error")
 
 
 async def _carry_out(gateway: Gateway, order: Order, job: Job | None, held: ExitStack, tell: Callable[[Event], None]) -> None:
     queued = time.monotonic()
-    async with gateway.admission.turn(order.deadline):
-        attempt, generated = await _try_until_made(gateway, order, job, held, tell)
+    work = None if job is None else job.parameters.work
+    async with gateway.admission.turn(order.deadline, key=order.key, priority=order.priority, work=work) as turn:
+
+        def note_and_tell(event: Event) -> None:
+            if isinstance(event, StageProgress) and event.position and event.num_evaluations:
+                turn.note(event.position / event.num_evaluations)
+            tell(event)
+
+        attempt, generated = await _try_until_made(gateway, order, job, held, note_and_tell)
     # The place is free again before the answer is sent: a slow reader holds nobody up.
     gateway.metrics.count(generated, attempt.job.parameters.model)
     tell(Outcome(job=attempt.job, generated=generated, queue_seconds=attempt.began - queued))
@@ -88,7 +96,9 @@ async def _try_until_made(
         try:
             return attempt, await attempt.make()
         except (StageNotReady, StageBrokeOff) as error:
-            if attempt.is_lost_by(error):
+            if isinstance(error, StageNotReady) and error.waited:
+                raise
+            if attempt.has_lost_work:
                 if warnings:
                     raise
                 warnings = (f"{error.message}; the pictures were begun anew",)
@@ -146,13 +156,16 @@ class Attempt:
             # Its text encoder joins more chunks than its diffusion stage takes: no caller has sent a context.
             raise (InvalidValue(error.message, param="prompt") if error.param == "context" else error) from None
 
-    def is_lost_by(self, error: StageError) -> bool:
-        """Whether work was lost with it: a stage was at it when it broke off, or there were evaluations before."""
-        return isinstance(error, StageBrokeOff) or self._has_evaluated
+    @property
+    def has_lost_work(self) -> bool:
+        """Whether there were evaluations before it failed. Where what is made is kept, nothing is lost."""
+        return self._has_evaluated and self.job.order.keep is None
 
     async def _follow(self) -> Generated:
-        request = replace(self.job.parameters.to_request(), previews=self.previews)
-        pictures = self.job.model.pipeline.generate(request, deadline=self.job.order.deadline)
+        order = self.job.order
+        request = replace(self.job.parameters.to_request(), previews=self.previews, priority=order.priority)
+        keep = None if order.keep is None else order.keep(self.job)
+        pictures = self.job.model.pipeline.generate(request, deadline=order.deadline, keep=keep)
         async with aclosing(pictures) as events, self._previews() as previews:
             with ExitStack() as decoding:
                 async for event in events:

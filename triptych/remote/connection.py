@@ -82,16 +82,25 @@ class StageConnection:
         url: Where it is, such as `http://127.0.0.1:8002`.
         token: What it demands as `Authorization: Bearer`; None where it demands nothing.
         client: Shared by all stages, and closed by whoever made it.
+        ip: Which of the addresses that the host's name stands for; None leaves the choice to the client.
 
     Raises:
         StartError: The address is none.
     """
 
-    def __init__(self, stage: StageName, url: str, *, token: str | None, client: httpx2.AsyncClient) -> None:
+    def __init__(
+        self, stage: StageName, url: str, *, token: str | None, client: httpx2.AsyncClient, ip: str | None = None
+    ) -> None:
         self._stage = stage
         self._url = _read_url(stage, url)
         self._client = client
         self._headers = {"Accept-Encoding": "identity"}
+        self._extensions: dict[str, str] = {}
+        if ip is not None:
+            # The name is still whom the request is for, and whose certificate is checked.
+            self._headers["Host"] = self._url.netloc.decode()
+            self._extensions["sni_hostname"] = self._url.host
+            self._url = self._url.copy_with(host=ip)
         if token is not None:
             self._headers["Authorization"] = f"Bearer {token}"
         # A password in the address must not reach the callers and the log.
@@ -137,6 +146,7 @@ class StageConnection:
             self._address(f"/v2/models/{model}/infer"),
             content=body.content,
             headers={**self._headers_for(body, deadline), "Accept": MEDIA_TYPE},
+            extensions=self._extensions,
         )
         response = await self._until(deadline, lambda: self._client.send(asked, stream=True))
         try:
@@ -198,7 +208,10 @@ class StageConnection:
     async def _send(
         self, method: str, path: str, *, content: bytes | None, headers: Mapping[str, str]
     ) -> tuple[Mapping[str, str], bytes]:
-        async with self._client.stream(method, self._address(path), content=content, headers=headers) as response:
+        asked = self._client.build_request(
+            method, self._address(path), content=content, headers=headers, extensions=self._extensions
+        )
+        async with aclosing(await self._client.send(asked, stream=True)) as response:
             await self._check_status(response)
             with self.blame():
                 return response.headers, await read_bounded(response.aiter_bytes(), response.headers, limit=MAX_RESPONSE_BYTES)

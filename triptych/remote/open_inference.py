@@ -23,6 +23,7 @@ from triptych.contract import (
     EncodeImagesRequest,
     EncodeRequest,
     ImageEncoderIdentity,
+    Priority,
     StageName,
     TextEncoderIdentity,
 )
@@ -35,8 +36,8 @@ from triptych.wire.metadata import ModelMetadata
 class RemoteTextEncoder:
     """Keeps the Protocol `TextEncoder`; the errors are those of `connection.py`."""
 
-    def __init__(self, url: str, *, token: str | None = None, client: httpx2.AsyncClient) -> None:
-        self._stage = StageConnection(StageName.TEXT_ENCODER, url, token=token, client=client)
+    def __init__(self, url: str, *, token: str | None = None, client: httpx2.AsyncClient, ip: str | None = None) -> None:
+        self._stage = StageConnection(StageName.TEXT_ENCODER, url, token=token, client=client, ip=ip)
 
     async def identity(self) -> TextEncoderIdentity:
         metadata = await self._stage.metadata(text_encoder.MODEL)
@@ -52,10 +53,15 @@ class RemoteTextEncoder:
 class RemoteDiffusion:
     """Keeps the Protocol `Diffusion`; the errors are those of `connection.py`."""
 
-    def __init__(self, url: str, *, token: str | None = None, client: httpx2.AsyncClient) -> None:
-        self._stage = StageConnection(StageName.DIFFUSION, url, token=token, client=client)
+    def __init__(self, url: str, *, token: str | None = None, client: httpx2.AsyncClient, ip: str | None = None) -> None:
+        self._stage = StageConnection(StageName.DIFFUSION, url, token=token, client=client, ip=ip)
 
         self._metadata: ModelMetadata | None = None
+
+    @property
+    def evaluations_reported(self) -> int | None:
+        """Evaluations of the network that it said it had before it; None where it says nothing of that."""
+        return None if self._metadata is None else diffusion.evaluations_outstanding(self._metadata)
 
     async def identity(self) -> DiffusionIdentity:
         self._metadata = await self._stage.metadata(diffusion.MODEL)
@@ -94,7 +100,9 @@ class RemoteDiffusion:
     async def _at_once(
         self, request: DenoiseRequest, metadata: ModelMetadata, deadline: float | None
     ) -> AsyncGenerator[DenoiseEvent, None]:
-        plain = diffusion.write_request(replace(request, progress_every=None, previews=False))
+        plain = diffusion.write_request(
+            replace(request, progress_every=None, previews=False, finish_here=False, priority=Priority.NORMAL)
+        )
         response = await self._stage.infer(diffusion.MODEL, plain, deadline=deadline)
         with self._stage.blame():
             denoised = diffusion.read_response(response, request)
@@ -104,8 +112,8 @@ class RemoteDiffusion:
 class RemoteDecoder:
     """Keeps the Protocol `Decoder`; the errors are those of `connection.py`."""
 
-    def __init__(self, url: str, *, token: str | None = None, client: httpx2.AsyncClient) -> None:
-        self._stage = StageConnection(StageName.DECODER, url, token=token, client=client)
+    def __init__(self, url: str, *, token: str | None = None, client: httpx2.AsyncClient, ip: str | None = None) -> None:
+        self._stage = StageConnection(StageName.DECODER, url, token=token, client=client, ip=ip)
 
     async def identity(self) -> DecoderIdentity:
         metadata = await self._stage.metadata(decoder.MODEL)
@@ -121,8 +129,8 @@ class RemoteDecoder:
 class RemoteImageEncoder:
     """Keeps the Protocol `ImageEncoder`; the errors are those of `connection.py`, and name the decoder, whose service it is."""
 
-    def __init__(self, url: str, *, token: str | None = None, client: httpx2.AsyncClient) -> None:
-        self._stage = StageConnection(StageName.DECODER, url, token=token, client=client)
+    def __init__(self, url: str, *, token: str | None = None, client: httpx2.AsyncClient, ip: str | None = None) -> None:
+        self._stage = StageConnection(StageName.DECODER, url, token=token, client=client, ip=ip)
 
     async def identity(self) -> ImageEncoderIdentity:
         metadata = await self._stage.metadata(image_encoder.MODEL)

@@ -1,68 +1,103 @@
-"""Several replicas of a stage as one stage: each request goes to the least busy of them.
+"""Several replicas of a stage as one stage: each request goes to the least busy of them, and from one that fails to another.
 
-A replica that cannot be reached, or says that it is not ready, is passed over for the next one, as long as nothing has been
-answered. Replicas must be alike in all that decides a picture; only their `numerics` may differ.
+::
+
+    what a replica does                            what becomes of it               what becomes of the request
+    it cannot be reached, or is not ready          no work until it is heard again  goes to another
+    it breaks off, or falls silent                 the same, and a failure          goes to another
+    it fails: garbage, NaN, an error of its own    a failure                        goes to another
+    its queue is full                              nothing                          goes to another
+    it refuses the request                         nothing                          is refused
+
+After `breaker.FAILURES_TO_OPEN` failures without a success it rests. Where there is no other, a request that has lost nothing yet
+is told so at once: whoever sent it waits. One that has something to lose waits here, for any replica, the same one included.
+Replicas must be alike in all that decides a picture; only their `numerics` may differ.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
-from contextlib import aclosing, contextmanager
-from dataclasses import fields
+import random
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
 from itertools import count
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
-from triptych.contract import (
-    Decoded,
-    DecodeRequest,
-    DecoderIdentity,
-    DenoiseEvent,
-    DenoiseRequest,
-    DiffusionIdentity,
-    Encoded,
-    EncodedImages,
-    EncodeImagesRequest,
-    EncodeRequest,
-    ImageEncoderIdentity,
-    StageName,
-    TextEncoderIdentity,
-)
-from triptych.errors import StageError, StageNotReady, StageTimeout
-from triptych.remote.open_inference import RemoteDecoder, RemoteDiffusion, RemoteImageEncoder, RemoteTextEncoder
+import structlog
+
+from triptych.contract import StageName
+from triptych.errors import QueueFull, StageBrokeOff, StageError, StageNotReady, StageTimeout
+from triptych.remote.replica import Replica, ReplicaStatus, StageT, Work, difference
+from triptych.remote.watching import watched
 
 IDENTITY_TIMEOUT_SECONDS = 3.0
 """Less than whoever asks them all would wait: one that is frozen must not silence the others."""
 
-MAY_DIFFER = frozenset({"numerics", "exact", "exact_batch_sizes", "largest_difference"})
+MOST_FAILURES = 4
+"""Of one request in a row, without any progress between them: then it is the request that something is wrong with."""
 
-AnswerT = TypeVar("AnswerT")
+STALL_MULTIPLE = 8
+"""So many times the usual time between two answers is silence."""
+
+SILENCES = 3
+"""In a row, of a replica that says who it is but answers nothing: then it has stalled."""
+
+FIRST_DELAY_SECONDS = 0.05
+LONGEST_DELAY_SECONDS = 1.0
+
+T = TypeVar("T")
+
+log = structlog.get_logger(__name__)
 
 
-class _Replica(Protocol):
-    async def identity(self) -> Any: ...
+@dataclass(frozen=True, kw_only=True)
+class Patience:
+    """How long replicas are waited for.
+
+    Attributes:
+        wait_seconds: For one to come, by a request that has something to lose; 0 does not wait.
+        stall_seconds: Silence that is nothing to worry about, whatever the usual time between two answers is.
+    """
+
+    wait_seconds: float = 0.0
+    stall_seconds: float = 5.0
 
 
-ReplicaT = TypeVar("ReplicaT", bound=_Replica)
-
-
-class Replicas(Generic[ReplicaT]):
-    """Which replica is asked next.
+class Replicas(Generic[StageT]):
+    """The replicas of a stage.
 
     Args:
         stage: Which one they serve, for the errors.
-        replicas: By the address that errors may show.
+        stages: By the address that errors may show.
+        patience: See there.
+        resolve: Says which they are now, asked before they are asked who they are; None where they are always the same.
     """
 
-    def __init__(self, stage: StageName, replicas: Mapping[str, ReplicaT]) -> None:
-        self._stage = stage
-        self._replicas = replicas
-        # Those that said last who they are. Whoever has not may be another by now, and is not asked for pictures.
-        self._heard = tuple(replicas)
-        self._busy: Counter[str] = Counter()
+    def __init__(
+        self,
+        stage: StageName,
+        stages: Mapping[str, StageT],
+        *,
+        patience: Patience | None = None,
+        resolve: Callable[[], Awaitable[Mapping[str, StageT]]] | None = None,
+    ) -> None:
+        self.stage = stage
+        self.patience = patience or Patience()
+        self._replicas = {address: Replica(address, each) for address, each in stages.items()}
+        self._resolve = resolve
         self._turns = count(1)
-        self._last_turn: dict[str, int] = {}
+        self._looking: asyncio.Task[None] | None = None
+        self._unlike: StageNotReady | None = None
+
+    @property
+    def all(self) -> tuple[Replica[StageT], ...]:
+        return tuple(self._replicas.values())
+
+    @property
+    def status(self) -> tuple[ReplicaStatus, ...]:
+        return tuple(replica.status for replica in self.all)
 
     async def identity(self) -> Any:
         """What all that answer agree on; the numerics are those of the first.
@@ -71,137 +106,233 @@ class Replicas(Generic[ReplicaT]):
             StageError: None answers.
             StageNotReady: They are not alike.
         """
-        answers = dict(zip(self._replicas, await asyncio.gather(*map(self._ask_who, self._replicas)), strict=True))
-        heard = {name: answer for name, answer in answers.items() if not isinstance(answer, StageError)}
-        if not heard:
-            raise next(iter(answers.values()))
-        self._check_alike(heard)
-        self._heard = tuple(heard)
-        return next(iter(heard.values()))
+        await self._ask_all()
+        if self._unlike is not None:
+            raise self._unlike
+        for replica in self.all:
+            if replica.heard:
+                return replica.identity
+        raise self.missing()
 
-    async def _ask_who(self, name: str) -> Any:
-        """The identity of a replica, or the error that it is missing by."""
+    def missing(self) -> StageError:
+        """Why there is no replica, in the words of the first."""
+        problems = (replica.problem for replica in self.all if replica.problem is not None)
+        return next(problems, StageNotReady(f"no replica of the {self.stage} stage is there", stage=self.stage))
+
+    async def look(self) -> None:
+        """Asks all replicas who they are. Callers at the same time share the answers."""
+        if self._looking is None or self._looking.done():
+            self._looking = asyncio.create_task(self._ask_all())
+        await asyncio.shield(self._looking)
+
+    async def says_who_it_is(self, replica: Replica[StageT]) -> bool:
         try:
             async with asyncio.timeout(IDENTITY_TIMEOUT_SECONDS):
-                return await self._replicas[name].identity()
+                replica.hear(await replica.stage.identity())
         except TimeoutError:
-            return StageTimeout(
-                f"the {self._stage} stage at {name} did not say who it is within {IDENTITY_TIMEOUT_SECONDS:g} s",
-                stage=self._stage,
-            )
+            seconds = f"{IDENTITY_TIMEOUT_SECONDS:g} s"
+            words = f"the {self.stage} stage at {replica.address} did not say who it is within {seconds}"
+            replica.miss(StageTimeout(words, stage=self.stage))
         except StageError as error:
-            return error
+            replica.miss(error)
+        return replica.heard
 
-    def _check_alike(self, heard: Mapping[str, Any]) -> None:
-        (first, expected), *others = heard.items()
-        for name, identity in others:
-            for field in fields(expected):
-                if field.name in MAY_DIFFER:
-                    continue
-                here, there = getattr(expected, field.name), getattr(identity, field.name)
-                if here != there:
-                    raise StageNotReady(
-                        f"the replicas of the {self._stage} stage are not alike: "
-                        f"the {field.name} of {first} is {here}, that of {name} is {there}",
-                        stage=self._stage,
-                    )
+    async def _ask_all(self) -> None:
+        if self._resolve is not None:
+            self._take_up(await self._resolve())
+        await asyncio.gather(*map(self.says_who_it_is, self.all))
+        self._unlike = None
+        first, *others = [replica for replica in self.all if replica.heard] or (None,)
+        for other in others:
+            assert first is not None and other is not None
+            self._check_alike(first, other)
 
-    def by_load(self) -> list[str]:
-        """The replicas to ask, one after the other: the least busy first, and of those whose last turn was longest ago."""
-        return sorted(self._heard, key=lambda name: (self._busy[name], self._last_turn.get(name, 0)))
+    def _take_up(self, stages: Mapping[str, StageT]) -> None:
+        """From now on it is these. What runs elsewhere goes on."""
+        if list(stages) != list(self._replicas):
+            log.info("replicas_changed", stage=self.stage, addresses=list(stages))
+            kept = self._replicas
+            self._replicas = {address: kept.get(address) or Replica(address, each) for address, each in stages.items()}
 
-    @contextmanager
-    def at_work(self, name: str) -> Iterator[ReplicaT]:
-        """The replica of that name, counted as busy for the length of the block."""
-        self._busy[name] += 1
-        self._last_turn[name] = next(self._turns)
-        try:
-            yield self._replicas[name]
-        finally:
-            self._busy[name] -= 1
+    def _check_alike(self, first: Replica[StageT], other: Replica[StageT]) -> None:
+        if (field := difference(first.identity, other.identity)) is None:
+            return
+        here, there = getattr(first.identity, field), getattr(other.identity, field)
+        self._unlike = StageNotReady(
+            f"the replicas of the {self.stage} stage are not alike: "
+            f"the {field} of {first.address} is {here}, that of {other.address} is {there}",
+            stage=self.stage,
+        )
+        other.miss(self._unlike)
 
-    async def ask(self, work: Callable[[ReplicaT], Awaitable[AnswerT]]) -> AnswerT:
-        """The answer of the first replica that is there.
+    def least_busy(self, replicas: Sequence[Replica[StageT]]) -> Replica[StageT]:
+        """Of equally busy ones that whose last turn was longest ago."""
+        chosen = min(replicas, key=lambda replica: (replica.load, replica.last_turn))
+        chosen.last_turn = next(self._turns)
+        return chosen
+
+    async def answers(
+        self, replica: Replica[StageT], work: Work, ask: Callable[[StageT], AsyncGenerator[T, None]]
+    ) -> AsyncGenerator[T, None]:
+        """What a replica answers, as long as nobody better could.
 
         Raises:
-            StageNotReady: None is; in the words of the first that was asked.
+            StageBrokeOff: It fell silent, and another one is there, or it answers questions but not this one.
         """
-        missing: list[StageNotReady] = []
-        for name in self.by_load():
-            with self.at_work(name) as replica:
+        heard_at = work.began
+
+        def patience() -> float:
+            return max(self.patience.stall_seconds, STALL_MULTIPLE * (replica.pace or 0.0))
+
+        async def suspect(silences: int) -> None:
+            if await self.says_who_it_is(replica):
+                has_stalled = replica.pace is not None and silences >= SILENCES
+            else:
+                has_stalled = any(other.is_available for other in self.all if other is not replica)
+            if has_stalled:
+                seconds = time.monotonic() - heard_at
+                words = f"the {self.stage} stage at {replica.address} fell silent for {seconds:.0f} s"
+                raise StageBrokeOff(words, stage=self.stage)
+
+        async with aclosing(watched(ask(replica.stage), patience=patience, suspect=suspect)) as answers:
+            async for answer in answers:
+                heard_at = time.monotonic()
+                yield answer
+        replica.breaker.succeed()
+
+    async def call(self, ask: Callable[[StageT], Awaitable[T]], *, rows: int, deadline: float | None, keep: bool = False) -> T:
+        """The answer of a replica to one question.
+
+        Args:
+            rows: How much work it is.
+            deadline: Of `time.monotonic()`.
+            keep: Whether work was done for it that must not be lost: then it waits for a replica where none is there.
+
+        Raises:
+            StageError, QueueFull: As the replicas raised it, where none is left to ask.
+        """
+
+        async def once(stage: StageT) -> AsyncGenerator[T, None]:
+            yield await ask(stage)
+
+        search = Search(self, deadline=deadline)
+        expected: Any = None
+
+        def is_alike(each: Replica[StageT]) -> bool:
+            return each.is_like(expected)
+
+        while True:
+            replica = await search.next(patiently=keep, suits=is_alike)
+            expected = expected or replica.identity
+            with replica.at_work(rows) as work:
                 try:
-                    return await work(replica)
-                except StageNotReady as error:
-                    missing.append(error)
-        raise missing[0]
+                    async with aclosing(self.answers(replica, work, once)) as answers:
+                        answer = await anext(answers)
+                        async for _ in answers:
+                            pass
+                except (StageError, QueueFull) as error:
+                    search.fail(replica, error, began=work.began)
+                else:
+                    replica.measure(time.monotonic() - work.began)
+                    return answer
 
 
-class ReplicatedTextEncoder:
-    """Keeps the Protocol `TextEncoder`."""
+class Search(Generic[StageT]):
+    """One request's way from replica to replica.
 
-    def __init__(self, replicas: Mapping[str, RemoteTextEncoder]) -> None:
-        self._replicas = Replicas(StageName.TEXT_ENCODER, replicas)
+    Args:
+        replicas: To choose from.
+        deadline: Of the request, by `time.monotonic()`.
+    """
 
-    async def identity(self) -> TextEncoderIdentity:
-        identity: TextEncoderIdentity = await self._replicas.identity()
-        return identity
+    def __init__(self, replicas: Replicas[StageT], *, deadline: float | None) -> None:
+        self._replicas = replicas
+        self._deadline = float("inf") if deadline is None else deadline
+        self.begin_anew()
 
-    async def encode(self, request: EncodeRequest, *, deadline: float | None = None) -> Encoded:
-        return await self._replicas.ask(lambda replica: replica.encode(request, deadline=deadline))
+    def progress(self) -> None:
+        """The request got somewhere: all that went wrong before is forgotten."""
+        if self._errors:
+            self.begin_anew()
 
+    def begin_anew(self) -> None:
+        """All replicas may be asked again."""
+        self._tried: set[str] = set()
+        self._errors: list[StageError | QueueFull] = []
+        self._failures = 0
+        self._rounds = 0
+        self._missed_at: float | None = None
 
-class ReplicatedDiffusion:
-    """Keeps the Protocol `Diffusion`."""
+    async def next(self, *, patiently: bool, suits: Callable[[Replica[StageT]], bool] = lambda replica: True) -> Replica[StageT]:
+        """The least busy replica that was not asked in this round.
 
-    def __init__(self, replicas: Mapping[str, RemoteDiffusion]) -> None:
-        self._replicas = Replicas(StageName.DIFFUSION, replicas)
+        Args:
+            patiently: Whether to wait for one where none is there.
+            suits: Whether a replica can do it.
 
-    async def identity(self) -> DiffusionIdentity:
-        identity: DiffusionIdentity = await self._replicas.identity()
-        return identity
+        Raises:
+            StageError, QueueFull: There is none; the first thing that went wrong.
+            StageNotReady: Those that are there can not do it, because another stage is in their place.
+        """
+        while True:
+            there = [replica for replica in self._replicas.all if replica.is_available and suits(replica)]
+            if fresh := [replica for replica in there if replica.address not in self._tried]:
+                chosen = self._replicas.least_busy(fresh)
+                self._tried.add(chosen.address)
+                return chosen
+            self._check_suitable(suits)
+            await self._wait_for_the_next_round(patiently=patiently)
 
-    async def denoise(self, request: DenoiseRequest, *, deadline: float | None = None) -> AsyncGenerator[DenoiseEvent, None]:
-        """See `contract.Diffusion.denoise`; a replica is passed over only before it has told anything."""
-        missing: list[StageNotReady] = []
-        for name in self._replicas.by_load():
-            told = False
-            with self._replicas.at_work(name) as replica:
-                try:
-                    async with aclosing(replica.denoise(request, deadline=deadline)) as events:
-                        async for event in events:
-                            told = True
-                            yield event
-                    return
-                except StageNotReady as error:
-                    if told:
-                        raise
-                    missing.append(error)
-        raise missing[0]
+    def _check_suitable(self, suits: Callable[[Replica[StageT]], bool]) -> None:
+        heard = [replica for replica in self._replicas.all if replica.heard]
+        if heard and not any(map(suits, heard)):
+            stage = self._replicas.stage
+            raise StageNotReady(f"the {stage} stage was exchanged for another in mid-picture", stage=stage)
 
+    def fail(self, replica: Replica[StageT], error: StageError | QueueFull, *, began: float) -> None:
+        """It did not answer. Raises the error where nobody else is to be asked."""
+        if isinstance(error, StageError):
+            if isinstance(error, StageTimeout) and time.monotonic() >= self._deadline:
+                raise error
+            replica.fail(error, began=began)
+            log.warning("replica_failed", stage=self._replicas.stage, address=replica.address, reason=error.message)
+        self._errors.append(error)
+        if not isinstance(error, StageNotReady | QueueFull):
+            self._failures += 1
+            if self._failures == MOST_FAILURES:
+                raise error
 
-class ReplicatedDecoder:
-    """Keeps the Protocol `Decoder`."""
+    async def _wait_for_the_next_round(self, *, patiently: bool) -> None:
+        now = time.monotonic()
+        wait = self._replicas.patience.wait_seconds
+        if self._missed_at is None:
+            self._missed_at = now
+        problem = self._errors[0] if self._errors else self._not_ready()
+        # Who failed may not fail again; for one that is not there, whoever sent the request waits.
+        if not wait or not (patiently or self._failures):
+            raise problem
+        left = min(self._missed_at + wait, self._deadline) - now
+        if left <= 0:
+            waited = now - self._missed_at
+            raise StageNotReady(f"{problem.message}; waited {waited:.0f} s", stage=self._replicas.stage, waited=True)
+        delay = min(LONGEST_DELAY_SECONDS, FIRST_DELAY_SECONDS * 2.0**self._rounds) * random.uniform(0.5, 1.0)
+        await asyncio.sleep(min(delay, left))
+        if not all(replica.heard for replica in self._replicas.all):
+            await self._look(left - delay)
+        self._rounds += 1
+        self._tried.clear()
 
-    def __init__(self, replicas: Mapping[str, RemoteDecoder]) -> None:
-        self._replicas = Replicas(StageName.DECODER, replicas)
+    def _not_ready(self) -> StageNotReady:
+        """Why nobody was asked; what went wrong with others' requests is no error of this one."""
+        problem = self._replicas.missing()
+        if isinstance(problem, StageNotReady):
+            return problem
+        stage = self._replicas.stage
+        return StageNotReady(f"no replica of the {stage} stage is ready: {problem.message}", stage=stage)
 
-    async def identity(self) -> DecoderIdentity:
-        identity: DecoderIdentity = await self._replicas.identity()
-        return identity
-
-    async def decode(self, request: DecodeRequest, *, deadline: float | None = None) -> Decoded:
-        return await self._replicas.ask(lambda replica: replica.decode(request, deadline=deadline))
-
-
-class ReplicatedImageEncoder:
-    """Keeps the Protocol `ImageEncoder`; the errors name the decoder, whose service it is."""
-
-    def __init__(self, replicas: Mapping[str, RemoteImageEncoder]) -> None:
-        self._replicas = Replicas(StageName.DECODER, replicas)
-
-    async def identity(self) -> ImageEncoderIdentity:
-        identity: ImageEncoderIdentity = await self._replicas.identity()
-        return identity
-
-    async def encode_images(self, request: EncodeImagesRequest, *, deadline: float | None = None) -> EncodedImages:
-        return await self._replicas.ask(lambda replica: replica.encode_images(request, deadline=deadline))
+    async def _look(self, seconds: float) -> None:
+        try:
+            async with asyncio.timeout(max(0.0, seconds)):
+                await self._replicas.look()
+        except TimeoutError:
+            pass

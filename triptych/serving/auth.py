@@ -1,46 +1,59 @@
-"""Who may come in: `Authorization: Bearer`, and nobody from elsewhere where no token is set."""
+"""Who may come in: `Authorization: Bearer`, and nobody from elsewhere where no key is set; and how often."""
 
 from __future__ import annotations
 
-import hmac
 import ipaddress
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeAlias
 
 from fastapi import Request
 
 from triptych.errors import Forbidden, Unauthenticated
+from triptych.serving.keys import Key, find_key
+from triptych.serving.rate_limit import RateLimit
 from triptych.serving.settings import ServerSettings
 
 Guard: TypeAlias = Callable[[Request], Awaitable[None]]
+
+READS = ("GET", "HEAD", "OPTIONS", "DELETE")
+"""Methods that ask for no work, and are not counted: who waits for a picture asks often whether it is done."""
 
 
 def make_guard(settings: ServerSettings) -> Guard:
     """A dependency that lets a request pass or refuses it, before its body is read.
 
     Raises (the dependency, not this function):
-        Unauthenticated: The request has none of the tokens.
-        Forbidden: There is no token to have, and the request came by an address that other machines can reach.
+        Unauthenticated: The request has none of the keys.
+        Forbidden: There is no key to have, and the request came by an address that other machines can reach.
+        RateLimited: Its key has asked too often. Where there are no keys, all callers count as one.
     """
-    tokens = [token.encode("ascii") for token in settings.demanded_tokens()]
+    keys = settings.demanded_keys()
+    limit = None if settings.rate_limit is None else RateLimit(settings.rate_limit)
 
     async def guard(request: Request) -> None:
-        if tokens:
-            check_token(request, tokens)
+        if keys:
+            request.state.key_name = check_key(request, keys).name
         elif not settings.insecure:
             _check_address(request, settings)
+        if limit is not None and request.method not in READS:
+            limit.count(key_name(request))
 
     return guard
 
 
-def check_token(request: Request, tokens: list[bytes]) -> None:
-    """Raises Unauthenticated where the request has none of the tokens."""
-    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
-    sent = token.strip().encode("latin-1")
-    # All of them, each in constant time: how long this takes says nothing about how near a guess came.
-    matches = [hmac.compare_digest(sent, token) for token in tokens]
-    if scheme.lower() != "bearer" or not any(matches):
+def check_key(request: Request, keys: Sequence[Key]) -> Key:
+    """The key that a request has. Raises Unauthenticated where it is none of these."""
+    scheme, _, sent = request.headers.get("Authorization", "").partition(" ")
+    key = find_key(keys, sent.strip().encode("latin-1"))
+    if scheme.lower() != "bearer" or key is None:
         raise Unauthenticated("send a token of this service as Authorization: Bearer")
+    return key
+
+
+def key_name(request: Request) -> str:
+    """What the key of a request that was let in is called; empty where none was demanded."""
+    name: str = getattr(request.state, "key_name", "")
+    return name
 
 
 def _check_address(request: Request, settings: ServerSettings) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import ExitStack, aclosing
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version as version_of
 
 from fastapi import APIRouter, Depends, Request
@@ -13,7 +14,6 @@ from starlette.datastructures import Headers
 from starlette.responses import JSONResponse, Response
 
 from triptych.errors import (
-    InvalidValue,
     MalformedRequest,
     NotFound,
     NotSupported,
@@ -22,7 +22,7 @@ from triptych.errors import (
     UnsupportedMediaType,
 )
 from triptych.serving.auth import Guard
-from triptych.serving.places import Places
+from triptych.serving.places import Places, announced_bytes
 from triptych.serving.presence import cancelled_at, cancelled_when_the_client_leaves
 from triptych.serving.served_models import FramedModel, ServedModel
 from triptych.serving.settings import StageSettings
@@ -31,7 +31,7 @@ from triptych.wire.bodies import read_bounded
 from triptych.wire.datatypes import Array
 from triptych.wire.deadlines import read_deadline
 from triptych.wire.frames import MEDIA_TYPE, Frame, encode_frame, error_frame
-from triptych.wire.metadata import TensorSpec, check_outputs, is_finite, raw_request
+from triptych.wire.metadata import check_announced, check_outputs, is_finite, raw_request
 from triptych.wire.open_inference import (
     VERSION,
     InferRequest,
@@ -74,7 +74,7 @@ def _health_router(models: Mapping[str, ServedModel]) -> APIRouter:
 
 def _model_router(models: Mapping[str, ServedModel], settings: StageSettings) -> APIRouter:
     router = APIRouter()
-    places = Places(settings.max_requests)
+    places = Places(settings.max_requests, most_bytes=settings.max_held_bytes)
 
     @router.get("/v2")
     async def server_metadata() -> Response:
@@ -100,7 +100,7 @@ def _model_router(models: Mapping[str, ServedModel], settings: StageSettings) ->
     async def infer(request: Request, model: str, version: str = VERSION) -> Response:
         served = _find(models, model, version)
         with ExitStack() as place:
-            place.enter_context(places.take())
+            place.enter_context(places.take(announced_bytes(request.headers, limit=settings.max_body_bytes)))
             if _wants_frames(request.headers):
                 return await _infer_in_frames(served, request, settings, place)
             return await _infer(served, request, settings)
@@ -195,20 +195,12 @@ async def _read_request(model: ServedModel, request: Request, settings: StageSet
     metadata = await model.metadata()
     header_length = read_header_length(request.headers)
     content = await read_bounded(request.stream(), request.headers, limit=settings.max_body_bytes)
-    wanted = raw_request(content, metadata) if header_length == 0 else decode_request(content, header_length)
+    check = partial(check_announced, specs=metadata.inputs, max_rows=settings.max_rows)
+    wanted = raw_request(content, metadata) if header_length == 0 else decode_request(content, header_length, check=check)
     if wanted.model_name not in (None, model.name):
         raise MalformedRequest(f"the request is for the model {quoted(str(wanted.model_name))}, its address for {model.name}")
     check_outputs(wanted, metadata.outputs)
-    _check_rows(wanted, metadata.inputs, settings.max_rows)
     return wanted
-
-
-def _check_rows(request: InferRequest, specs: Sequence[TensorSpec], most: int) -> None:
-    for spec in specs:
-        array = request.inputs.get(spec.name)
-        # Of another number of dimensions the first is no number of rows: that is refused with the words for it.
-        if array is not None and array.ndim == len(spec.shape) and len(array) > most:
-            raise InvalidValue(f"{spec.name} has {len(array)} rows; this service takes {most}", param=spec.name)
 
 
 def _check_finite(model: ServedModel, outputs: Mapping[str, Array]) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from types import FrameType
 from typing import Protocol
 
 import structlog
@@ -16,6 +18,9 @@ from triptych.errors import TriptychError
 EXIT_START_FAILED = 3
 """The status of a process whose stage did not start."""
 
+SECONDS_TO_HAND_BACK = 10.0
+"""Of those that a service may take to end: what is to be finished here is handed back all the same when no more are left."""
+
 log = structlog.get_logger(__name__)
 
 
@@ -24,6 +29,13 @@ class Startable(Protocol):
 
     def start(self) -> None:
         """Loads, compiles and warms up; blocks. Raises StartError with a sentence on what to do."""
+
+    def stop(self, *, hand_back_all_at: float) -> None:
+        """Takes nothing more, and hands back what somebody else can finish; does not block.
+
+        Args:
+            hand_back_all_at: Of `time.monotonic()`: from then on the rest is handed back too.
+        """
 
     def close(self) -> None:
         """Finishes what runs and lets go of the network; blocks."""
@@ -47,6 +59,44 @@ async def run_stages(*stages: Startable) -> AsyncIterator[None]:
         starting.cancel()
         for stage in reversed(started):
             await asyncio.to_thread(stage.close)
+
+
+@asynccontextmanager
+async def stopped_by_signals(*stages: Startable, seconds: float) -> AsyncIterator[None]:
+    """Stops stages as soon as the process is told to end.
+
+    A server waits for its requests first, and closes what lives with its app when they are done: too late to hand any of them
+    back. So this comes before the server's own handler, and leaves all else to it.
+
+    Args:
+        stages: Those that run.
+        seconds: That the server grants to its requests.
+    """
+    loop = asyncio.get_running_loop()
+
+    def stop() -> None:
+        log.info("stopping")
+        for stage in stages:
+            stage.stop(hand_back_all_at=time.monotonic() + max(0.0, seconds - SECONDS_TO_HAND_BACK))
+
+    def before(handler: Callable[[int, FrameType | None], object]) -> Callable[[int, FrameType | None], object]:
+        def handle(number: int, frame: FrameType | None) -> None:
+            loop.call_soon_threadsafe(stop)
+            handler(number, frame)
+
+        return handle
+
+    # Only the main thread may set handlers; a server that runs in another has none of its own.
+    is_main = threading.current_thread() is threading.main_thread()
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT) if is_main}
+    ours = {number: before(handler) for number, handler in handlers.items() if callable(handler)}
+    for number, handle in ours.items():
+        signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        for number in ours:
+            signal.signal(number, handlers[number])
 
 
 def _has_failed(task: asyncio.Task[None]) -> bool:

@@ -1,8 +1,8 @@
-"""How many requests are held at once: what a service reads is bounded by their number, not only by the size of each."""
+"""How much is held at once: what a service reads is bounded by the number of requests and by their bytes together."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from triptych.errors import QueueFull
@@ -11,19 +11,40 @@ RETRY_AFTER_SECONDS = 1.0
 
 
 class Places:
-    """A number of places, of which each request takes one."""
+    """A number of places, of which each request takes one, and bytes, of which it takes as many as its body has.
 
-    def __init__(self, number: int) -> None:
+    Args:
+        number: Of places.
+        most_bytes: Of all bodies together; one alone may have more.
+    """
+
+    def __init__(self, number: int, *, most_bytes: int) -> None:
         self._number = number
+        self._most_bytes = most_bytes
         self._taken = 0
+        self._bytes = 0
 
     @contextmanager
-    def take(self) -> Iterator[None]:
-        """Raises QueueFull where all are taken."""
+    def take(self, size: int = 0) -> Iterator[None]:
+        """Raises QueueFull where all places are taken, or this body and those that are held have too many bytes."""
         if self._taken >= self._number:
             raise QueueFull(f"{self._number} requests are here already; come back later", retry_after_seconds=RETRY_AFTER_SECONDS)
+        if self._bytes and self._bytes + size > self._most_bytes:
+            raise QueueFull(
+                f"requests of {self._bytes} bytes are here already, and with {size} more it would be over {self._most_bytes}; "
+                "come back later",
+                retry_after_seconds=RETRY_AFTER_SECONDS,
+            )
         self._taken += 1
+        self._bytes += size
         try:
             yield
         finally:
             self._taken -= 1
+            self._bytes -= size
+
+
+def announced_bytes(headers: Mapping[str, str], *, limit: int) -> int:
+    """Of a body that is read up to a limit: what its headers say, and the limit where they say nothing."""
+    announced = headers.get("Content-Length", "")
+    return min(int(announced), limit) if announced.isdecimal() and len(announced) <= len(str(limit)) else limit

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from typing import Any
 
@@ -16,6 +17,9 @@ log = structlog.get_logger(__name__)
 
 QUIET = ("/health/live", "/health/ready", "/metrics", "/v2/models/{model}")
 """Ends of routes that machines ask for every few seconds."""
+
+_PARAM = re.compile(r"[a-z][a-z_]{0,31}")
+"""A name like those of our fields. One that a caller made up may be anything, such as a prompt in the wrong place."""
 
 
 class RequestLogMiddleware:
@@ -52,10 +56,9 @@ class RequestLogMiddleware:
 def _log_request(scope: Scope, status: int | None, seconds: float) -> None:
     route = route_of(scope)
     level = "debug" if route.endswith(QUIET) else "info"
-    error = scope["state"].get("error")
-    getattr(log, level)(
-        "request", method=scope["method"], route=route, status=status, seconds=round(seconds, 4), **_describe(error)
-    )
+    error, key = (scope["state"].get(name) for name in ("error", "key_name"))
+    told = _describe(error) | ({"key": key} if key else {})
+    getattr(log, level)("request", method=scope["method"], route=route, status=status, seconds=round(seconds, 4), **told)
 
 
 def _describe(error: TriptychError | None) -> dict[str, Any]:
@@ -63,5 +66,5 @@ def _describe(error: TriptychError | None) -> dict[str, Any]:
     if error is None:
         return {}
     if isinstance(error, CallerError):
-        return {"error": error.code} | ({} if error.param is None else {"param": error.param})
+        return {"error": error.code} | ({"param": error.param} if _PARAM.fullmatch(error.param or "") else {})
     return {"error": error.code, "reason": error.message}

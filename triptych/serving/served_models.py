@@ -84,7 +84,8 @@ class DiffusionModel:
     stage_name: ClassVar[StageName] = StageName.DIFFUSION
 
     async def metadata(self) -> ModelMetadata:
-        return diffusion.to_metadata(await self.stage.identity())
+        outstanding = getattr(self.stage, "evaluations_outstanding", None)
+        return diffusion.to_metadata(await self.stage.identity(), evaluations_outstanding=outstanding)
 
     async def infer(self, request: InferRequest, *, deadline: float) -> InferResponse:
         denoise = diffusion.read_request(request, await self.stage.identity())

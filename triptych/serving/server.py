@@ -44,6 +44,8 @@ def serve(app: FastAPI, settings: ServerSettings, *, port: int) -> None:
         app,
         host=settings.host,
         port=port if settings.port is None else settings.port,
+        ssl_certfile=settings.tls_certificate,
+        ssl_keyfile=settings.tls_key,
         log_config=None,
         access_log=False,
         server_header=False,

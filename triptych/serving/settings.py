@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import ssl
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -13,6 +14,7 @@ from pydantic import (
     AliasChoices,
     BeforeValidator,
     Field,
+    FilePath,
     PositiveInt,
     SecretStr,
     ValidationError,
@@ -22,6 +24,8 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from triptych.contract import StageName
 from triptych.errors import StartError
+from triptych.serving.keys import Key, is_like_a_hash, read_key
+from triptych.serving.rate_limit import read_rate
 
 GATEWAY_PORT = 8000
 STAGE_PORTS: Mapping[StageName, int] = {StageName.TEXT_ENCODER: 8001, StageName.DIFFUSION: 8002, StageName.DECODER: 8003}
@@ -37,7 +41,8 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _split(value: Any) -> Any:
+def split(value: Any) -> Any:
+    """The parts of a variable that has several, separated by commas."""
     return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
 
 
@@ -52,14 +57,36 @@ def _read_size(value: Any) -> Any:
 
 def _check_token(token: SecretStr) -> SecretStr:
     text = token.get_secret_value()
-    if not (text.isascii() and text.isprintable() and text) or " " in text:
-        raise ValueError("a token must be printable ASCII without blanks")
+    if is_like_a_hash(text) or "," in text:
+        raise ValueError("this token is sent: it must be one key itself, neither its hash nor several")
+    read_key(text)
     return token
 
 
 Token = Annotated[SecretStr, AfterValidator(_check_token)]
-Tokens = Annotated[tuple[Token, ...], NoDecode, BeforeValidator(_split)]
-"""Several tokens in one variable, separated by commas."""
+"""A token that is sent."""
+
+
+def _read_key(value: Any) -> Any:
+    return read_key(value) if isinstance(value, str) else value
+
+
+def _check_names(keys: tuple[Key, ...]) -> tuple[Key, ...]:
+    if len({key.name for key in keys}) < len(keys):
+        raise ValueError("two keys have the same name, or are the same")
+    return keys
+
+
+Keys = Annotated[
+    tuple[Annotated[Key, BeforeValidator(_read_key)], ...], NoDecode, BeforeValidator(split), AfterValidator(_check_names)
+]
+"""Keys that are demanded, several in one variable, separated by commas."""
+
+
+def _check_rate(text: str) -> str:
+    read_rate(text)
+    return text
+
 
 Size = Annotated[tuple[PositiveInt, PositiveInt], BeforeValidator(_read_size)]
 
@@ -85,6 +112,16 @@ class ServerSettings(BaseSettings):
     insecure: bool = False
     """Serve everybody who can reach the port, without a token."""
 
+    tls_certificate: FilePath | None = None
+    """The service's certificate and whatever leads to who vouches for it, as PEM: it then speaks HTTPS only."""
+
+    tls_key: FilePath | None = None
+    """The certificate's private key, as PEM without a password; by default in the certificate's own file."""
+
+    rate_limit: Annotated[str, AfterValidator(_check_rate)] | None = None
+    """How much each key may ask for, such as `60/minute`; one more request is refused with 429. Counted are requests that want
+    work done (POST), by each process for itself. Without keys all callers count as one. By default there is no limit."""
+
     max_body_bytes: PositiveInt = 32 * 2**20
     """The largest request that is read."""
 
@@ -100,22 +137,36 @@ class ServerSettings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """What is logged at least. Health checks and the like are `debug`."""
 
-    def demanded_tokens(self) -> tuple[str, ...]:
+    def demanded_keys(self) -> tuple[Key, ...]:
         """Any of these opens the door; none means that it stands open."""
         return ()
 
     @model_validator(mode="after")
     def _lock_the_door(self) -> ServerSettings:
-        if not is_loopback(self.host) and not self.demanded_tokens() and not self.insecure:
+        if not is_loopback(self.host) and not self.demanded_keys() and not self.insecure:
             raise ValueError(
                 f"listening on {self.host} lets other machines in: set {self.token_variable()}, "
                 "or TRIPTYCH_INSECURE=true to serve everybody"
             )
         return self
 
+    @model_validator(mode="after")
+    def _try_the_certificate(self) -> ServerSettings:
+        if self.tls_certificate is None:
+            if self.tls_key is not None:
+                raise ValueError("TRIPTYCH_TLS_KEY is of no use without TRIPTYCH_TLS_CERTIFICATE")
+            return self
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(self.tls_certificate, self.tls_key, password=lambda: "")
+        except (OSError, ValueError) as error:  # of which ssl.SSLError is one
+            raise ValueError(
+                f"TRIPTYCH_TLS_CERTIFICATE and TRIPTYCH_TLS_KEY are not a certificate and its key: {error}"
+            ) from None
+        return self
+
     @classmethod
     def token_variable(cls) -> str:
-        """The environment variable that sets what `demanded_tokens` answers."""
+        """The environment variable that sets what `demanded_keys` answers."""
         return "TRIPTYCH_TOKEN"
 
 
@@ -123,8 +174,9 @@ class StageSettings(ServerSettings):
     """What a stage service is told: the three are told alike."""
 
     shutdown_seconds: Annotated[float, Field(ge=0)] = 600.0
-    """How long running requests may go on after SIGTERM: by default as long as a request may take. Nothing new is taken
-    meanwhile, and the stage ends when the last is done."""
+    """How long running requests may go on after SIGTERM that nobody else can finish: by default as long as a request may take.
+    Nothing new is taken meanwhile, denoisings that others can finish are handed back at once, and the stage ends when the last
+    request is done."""
 
     model: Annotated[str, Field(validation_alias=AliasChoices("TRIPTYCH_MODEL", "MODEL"))] = "vignette"
     """A name of `triptych models list`; the path of a diffusers folder or of a .safetensors file; or `owner/name` on the Hub,
@@ -146,7 +198,7 @@ class StageSettings(ServerSettings):
     threads: PositiveInt | None = None
     """CPU threads that the network may use; by default all."""
 
-    batch_sizes: Annotated[tuple[PositiveInt, ...] | None, NoDecode, BeforeValidator(_split)] = None
+    batch_sizes: Annotated[tuple[PositiveInt, ...] | None, NoDecode, BeforeValidator(split)] = None
     """Numbers of rows for which the network is compiled, such as `1,2,4`: each costs a copy of the weights. By default the
     stage's own choice: the fewer, the larger the network; at Stable Diffusion's size 1 and 2 for the text encoder, 2 for the
     U-Net (a picture and its negative prompt), 1 for the decoder."""
@@ -154,7 +206,7 @@ class StageSettings(ServerSettings):
     exact: bool = True
     """A picture's bytes depend on its request alone: only batch sizes that are exact are run. `false` runs all of them."""
 
-    sizes: Annotated[tuple[Size, ...] | None, NoDecode, BeforeValidator(_split)] = None
+    sizes: Annotated[tuple[Size, ...] | None, NoDecode, BeforeValidator(split)] = None
     """Pictures to be ready for, width first, such as `512x512,768x512`; the first is the default. Else the model decides."""
 
     queue_size: Annotated[int, Field(ge=0)] = 64
@@ -165,6 +217,10 @@ class StageSettings(ServerSettings):
 
     max_requests: PositiveInt = 128
     """Requests that are read or worked on at the same time; one more is refused with 429, unread."""
+
+    max_held_bytes: PositiveInt = 2**30
+    """Bytes that the bodies of all these requests may have together; one more is refused with 429, unread. A body that does not
+    announce its size counts as the largest that is read."""
 
     max_prompt_chunks: PositiveInt = 1
     """Chunks of a context that a long prompt may have, as in `long_prompt=true`; told to the text encoder and the diffusion stage
@@ -180,11 +236,12 @@ class StageSettings(ServerSettings):
     """Bytes that compiled networks may take: after each start those that were not used for longest are removed, and none that a
     process uses. By default all are kept: one of Stable Diffusion's U-Net takes 3.4 GB for each size of picture."""
 
-    token: Token | None = None
-    """What a caller must send as `Authorization: Bearer`."""
+    token: Keys = ()
+    """What a caller must send as `Authorization: Bearer`; several are separated by commas, each either the token itself or
+    what `triptych keys new` prints of it, `name:sha256:<hash>`."""
 
-    def demanded_tokens(self) -> tuple[str, ...]:
-        return () if self.token is None else (self.token.get_secret_value(),)
+    def demanded_keys(self) -> tuple[Key, ...]:
+        return self.token
 
 
 def read_settings(kind: type[Settings], **values: Any) -> Settings:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Protocol
 
 from fastapi import FastAPI
@@ -11,7 +13,7 @@ from triptych.serving.auth import make_guard
 from triptych.serving.base_app import make_app
 from triptych.serving.error_responses import open_inference_error
 from triptych.serving.inference import inference_router
-from triptych.serving.lifespan import Startable, run_stages
+from triptych.serving.lifespan import Startable, run_stages, stopped_by_signals
 from triptych.serving.served_models import served_model
 from triptych.serving.settings import StageSettings
 
@@ -45,11 +47,17 @@ def stage_app(stage: LocalStage, settings: StageSettings, *beside: LocalStage) -
     """
     stages = (stage, *beside)
     models = {model.name: model for model in map(served_model, stages)}
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with run_stages(*stages), stopped_by_signals(*stages, seconds=settings.shutdown_seconds):
+            yield
+
     app = make_app(
         title=f"Triptych {next(iter(models))}",
         settings=settings,
         error_body=open_inference_error,
-        lifespan=lambda app: run_stages(*stages),
+        lifespan=lifespan,
         # The protocol's own metadata describes these routes better than a schema of bytes could.
         openapi_url=None,
     )

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncGenerator, Sequence
 
 import numpy as np
 
-from triptych.contract import Denoised, DenoiseEvent, DenoiseState, Float32, Progress, StageName, State
-from triptych.errors import StageFailed, StageTimeout, TriptychError
-from triptych.stages.evaluation import Row
+from triptych.contract import Denoised, DenoiseEvent, DenoiseState, Float32, Priority, Progress, StageName, State
+from triptych.errors import StageFailed, StageNotReady, StageTimeout, TriptychError
+from triptych.stages.evaluation import Row, Shape
 
 UNREAD = 16
 """Events of a kind that wait for a reader who is behind. A newer one takes the place of the oldest."""
+
+SURE = 0.8
+"""A deadline is missed for sure where less is left than this share of the time needed: what was measured is no promise."""
+
+_RANKS = {priority: rank for rank, priority in enumerate(Priority)}
 
 
 class Denoising:
@@ -27,9 +33,12 @@ class Denoising:
         deadline: Of `time.monotonic()`; past it nobody waits.
         progress_every: Evaluations between two states; None asks for none.
         previews: Whether states carry the predicted original.
+        priority: A `Priority`.
+        finish_here: Whether nobody else can finish it: see `DenoiseRequest`.
 
     Attributes:
         last_turn: The batcher's turn in which it last took part.
+        is_hurried: Whether it misses its deadline unless it comes before its equals.
     """
 
     def __init__(
@@ -40,13 +49,19 @@ class Denoising:
         deadline: float | None = None,
         progress_every: int | None = None,
         previews: bool = False,
+        priority: str = Priority.NORMAL,
+        finish_here: bool = False,
     ) -> None:
         self.rows = list(rows)
         self.state_key = state_key
         self.deadline = deadline
         self.progress_every = progress_every
         self.previews = previews
+        self.rank = _RANKS[Priority(priority)]
+        self.finish_here = finish_here
         self.last_turn = -1
+        self.is_hurried = False
+        self._evaluations_at_first = self.evaluations_left
         self._told = self.position
         self._left = False
         self._unread: list[DenoiseEvent | TriptychError] = []
@@ -54,8 +69,13 @@ class Denoising:
         self._loop = asyncio.get_running_loop()
 
     @property
-    def shape(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    def shape(self) -> Shape:
         return self.rows[0].shape
+
+    @property
+    def due(self) -> float:
+        """Its deadline; infinite without one."""
+        return math.inf if self.deadline is None else self.deadline
 
     @property
     def position(self) -> int:
@@ -70,6 +90,25 @@ class Denoising:
     def evaluations_left(self) -> int:
         """Rows of the network that are still to be evaluated."""
         return sum((self.num_evaluations - row.position) * row.halves for row in self.rows)
+
+    @property
+    def turns_left(self) -> int:
+        """Turns of all of its rows that are still to come."""
+        return self.num_evaluations - self.position
+
+    @property
+    def halves(self) -> int:
+        """Rows of the network that a turn of all of its rows takes."""
+        return sum(row.halves for row in self.rows if not row.is_finished)
+
+    @property
+    def has_advanced(self) -> bool:
+        """Whether anything has been evaluated here."""
+        return self.evaluations_left < self._evaluations_at_first
+
+    def precedes(self, other: Denoising) -> bool:
+        """Whether it would come first if both were in a hurry."""
+        return (-self.rank, self.due) < (-other.rank, other.due)
 
     @property
     def is_wanted(self) -> bool:
@@ -113,9 +152,33 @@ class Denoising:
 
     # The batcher's
 
-    def fail_if_too_late(self) -> None:
-        if self.deadline is not None and time.monotonic() >= self.deadline:
-            self.fail(StageTimeout("the deadline passed in the middle of the denoising", stage=StageName.DIFFUSION))
+    def refuse_if_too_late(self, seconds: float) -> None:
+        """Raises StageTimeout where the deadline has passed, or is too near for what is left to do.
+
+        Args:
+            seconds: That it takes at the least.
+        """
+        left = self.due - time.monotonic()
+        if left <= 0:
+            raise StageTimeout("the deadline passed in the middle of the denoising", stage=StageName.DIFFUSION)
+        if left < SURE * seconds:
+            raise StageTimeout(
+                f"the denoising cannot be done before the deadline: that is {left:.1f} s away, "
+                f"and the {self.turns_left} evaluations that are left take {seconds:.1f} s at the present load",
+                stage=StageName.DIFFUSION,
+            )
+
+    def fail_if_too_late(self, seconds: float) -> None:
+        try:
+            self.refuse_if_too_late(seconds)
+        except StageTimeout as error:
+            self.fail(error)
+
+    def hand_back(self) -> None:
+        """Ends with the newest state, if there is one that the waiter cannot have, so that another replica may go on from it."""
+        if self.has_advanced:
+            self._tell(self._state())
+        self.fail(stopping())
 
     def replace(self, index: int, row: Row) -> None:
         """A row, one evaluation further."""
@@ -161,3 +224,8 @@ class Denoising:
             self._loop.call_soon_threadsafe(self._hear, event)
         except RuntimeError:  # the loop is closed: whoever waited is gone
             self._left = True
+
+
+def stopping() -> StageNotReady:
+    """What to raise where a request comes, or is at work, when the stage has been told to stop."""
+    return StageNotReady("the diffusion stage is stopping", stage=StageName.DIFFUSION)

@@ -102,6 +102,15 @@ class DiffusionStage(LocalStage[DiffusionIdentity]):
             warnings=facts.warnings,
         )
 
+    def hand_back(self, *, all_at: float) -> None:
+        if self._batcher is not None:
+            self._batcher.stop(hand_back_all_at=all_at)
+
+    @property
+    def evaluations_outstanding(self) -> int:
+        """Rows of the network that it has to evaluate yet."""
+        return 0 if self._batcher is None else self._batcher.evaluations_left
+
     def finish(self) -> None:
         if self._batcher is not None:
             self._batcher.close()
@@ -120,6 +129,8 @@ class DiffusionStage(LocalStage[DiffusionIdentity]):
             deadline=deadline,
             progress_every=request.progress_every,
             previews=request.previews,
+            priority=request.priority,
+            finish_here=request.finish_here,
         )
         assert self._batcher is not None, "a stage that says who it is has started"
         self._batcher.join(denoising)

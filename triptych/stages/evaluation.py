@@ -20,6 +20,9 @@ from triptych.sampling.plan import Plan
 Network = Callable[[Mapping[str, Float32]], Mapping[str, Float32]]
 """`latents` (N, h, w, C and extra channels), `timestep` (N,) and `context` (N, T, D) to `prediction` (N, h, w, C)."""
 
+Shape = tuple[tuple[int, ...], tuple[int, ...]]
+"""Of a row's latents and of its context."""
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Known:
@@ -68,7 +71,7 @@ class Row:
         return 1 if self.unconditional_context is None else 2
 
     @property
-    def shape(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    def shape(self) -> Shape:
         """Rows of equal shapes can share a call."""
         return self.latents.shape, self.context.shape
 

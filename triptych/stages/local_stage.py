@@ -76,6 +76,14 @@ class LocalStage(ABC, Generic[Identity]):
             networks.numerics.engine,
         )
 
+    def hand_back(self, *, all_at: float) -> None:
+        """Ends what runs and somebody else can take over, at `all_at` of `time.monotonic()` the rest too; does not block."""
+
+    def stop(self, *, hand_back_all_at: float) -> None:
+        """Takes nothing more, and ends soon what runs; does not block. See `hand_back`."""
+        self._identity = None
+        self.hand_back(all_at=hand_back_all_at)
+
     def close(self) -> None:
         """Finishes what runs, and takes nothing more; blocks."""
         self._identity = None

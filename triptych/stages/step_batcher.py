@@ -9,22 +9,23 @@ different plans of different samplers: a row knows how to advance, the batcher o
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
-from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 
 from triptych.contract import StageName
-from triptych.errors import QueueFull, StageFailed, StageNotReady
-from triptych.stages.denoising import Denoising
-from triptych.stages.evaluation import Network, evaluate
+from triptych.errors import QueueFull, StageFailed
+from triptych.stages.denoising import Denoising, stopping
+from triptych.stages.evaluation import Network, Row, Shape, evaluate
+from triptych.stages.pace import Pace
 
-Shape = tuple[tuple[int, ...], tuple[int, ...]]
+MOST_ROUNDS_WAITED = 4
+"""Who has waited for so many turns times the number of requests comes first, whoever else is there."""
 
-# How much the newest measurement counts against all earlier ones.
-_WEIGHT_OF_THE_NEWEST = 0.1
-_SECONDS_BEFORE_THE_FIRST_EVALUATION = 0.1
+_SECONDS_PER_ROW_BEFORE_THE_FIRST_EVALUATION = 0.1
 _SHORTEST_RETRY_SECONDS = 0.1
 
 _log = logging.getLogger(__name__)
@@ -48,7 +49,8 @@ class StepBatcher:
         self._joining: list[Denoising] = []
         self._changed = threading.Condition()
         self._closing = False
-        self._seconds_per_row: float | None = None
+        self._hand_back_all_at: float | None = None
+        self._pace = Pace()
         self._thread = threading.Thread(target=self._work, name="step-batcher", daemon=True)
         self._thread.start()
 
@@ -57,45 +59,76 @@ class StepBatcher:
 
         Raises:
             QueueFull: There are as many pictures on their way as there may be.
+            StageTimeout: With those that come before it, it cannot be done before its deadline.
             StageNotReady: The stage is stopping.
         """
         with self._changed:
             if self._closing:
-                raise StageNotReady("the diffusion stage is stopping", stage=StageName.DIFFUSION)
-            self._refuse_if_full()
+                raise stopping()
+            present = self._present()
+            self._refuse_if_full(present)
+            if present:  # on an idle machine old measurements say nothing
+                denoising.refuse_if_too_late(self._seconds_to_the_end(denoising, present))
+            denoising.last_turn = self.turn - 1  # behind whoever has waited for longer than one turn
             self._joining.append(denoising)
             self._changed.notify()
 
+    def stop(self, *, hand_back_all_at: float = math.inf) -> None:
+        """Takes nothing new, and hands back what runs, after the evaluation that is at work; does not block.
+
+        Args:
+            hand_back_all_at: Of `time.monotonic()`: until then those that ask to be finished here go on.
+        """
+        with self._changed:
+            self._closing = True
+            self._hand_back_all_at = hand_back_all_at
+            self._changed.notify()
+
     def close(self) -> None:
-        """Finishes what runs, and takes nothing new; blocks."""
+        """Finishes what runs and was not handed back, and takes nothing new; blocks."""
         with self._changed:
             self._closing = True
             self._changed.notify()
         self._thread.join()
 
-    def _refuse_if_full(self) -> None:
-        present = self._present()
+    @property
+    def evaluations_left(self) -> int:
+        """Rows of the network that are still to be evaluated, of all denoisings."""
+        with self._changed:
+            return sum(denoising.evaluations_left for denoising in self._present())
+
+    def _present(self) -> list[Denoising]:
+        return [denoising for denoising in (*self._running, *self._joining) if denoising.is_wanted]
+
+    def _refuse_if_full(self, present: Sequence[Denoising]) -> None:
         if sum(len(denoising.rows) for denoising in present) >= self.queue_size:
             raise QueueFull(
                 f"the diffusion stage has {self.queue_size} pictures on their way, which is all it takes; come back later",
                 retry_after_seconds=self._seconds_to_a_free_place(present),
             )
 
-    def _present(self) -> list[Denoising]:
-        return [denoising for denoising in (*self._running, *self._joining) if denoising.is_wanted]
-
     def _seconds_to_a_free_place(self, present: Sequence[Denoising]) -> float:
         """When the shortest of these will be done: until then all of them advance by as much, if they have as much left."""
-        lefts = [denoising.evaluations_left for denoising in present]
-        rows = sum(min(left, min(lefts)) for left in lefts)
-        return max(_SHORTEST_RETRY_SECONDS, rows * (self._seconds_per_row or _SECONDS_BEFORE_THE_FIRST_EVALUATION))
+        least = min((denoising.evaluations_left for denoising in present), default=0)
+        seconds = sum(min(denoising.evaluations_left, least) * self._seconds_per_row(denoising) for denoising in present)
+        return max(_SHORTEST_RETRY_SECONDS, seconds)
+
+    def _seconds_to_the_end(self, denoising: Denoising, present: Sequence[Denoising]) -> float:
+        """Of a newcomer that takes turns with those alone that precede it, in calls that all share."""
+        present = (denoising, *present)
+        call = min(self.capacity, sum(other.halves for other in present))
+        round_ = denoising.halves + sum(other.halves for other in present if other.precedes(denoising))
+        return denoising.turns_left * max(call, round_) * self._seconds_per_row(denoising, default=0.0)
+
+    def _seconds_per_row(self, denoising: Denoising, *, default: float = _SECONDS_PER_ROW_BEFORE_THE_FIRST_EVALUATION) -> float:
+        return self._pace.seconds_per_row(denoising.shape, default=default)
 
     # The thread
 
     def _work(self) -> None:
         while self._take_in():
             self.turn += 1
-            chosen = choose_rows(self._running, self.capacity)
+            chosen = choose_rows(self._running, self.capacity, turn=self.turn)
             owners = {id(place.denoising): place.denoising for place in chosen}.values()
             try:
                 self._evaluate(chosen)
@@ -115,8 +148,8 @@ class StepBatcher:
             while True:
                 self._running = self._present()
                 self._joining = []
-                for denoising in self._running:
-                    denoising.fail_if_too_late()
+                self._hand_back()
+                self._heed_deadlines()
                 self._running = self._present()
                 if self._running:
                     return True
@@ -124,17 +157,31 @@ class StepBatcher:
                     return False
                 self._changed.wait()
 
+    def _hand_back(self) -> None:
+        """Where the stage was told to stop: those that others can finish, and at last all."""
+        if self._hand_back_all_at is None:
+            return
+        for denoising in self._running:
+            if not denoising.finish_here or time.monotonic() >= self._hand_back_all_at:
+                denoising.hand_back()
+
+    def _heed_deadlines(self) -> None:
+        """Fails whoever cannot make it even with a place in every call, and notes who would not with a fair share of them."""
+        rows = sum(denoising.halves for denoising in self._running)
+        call, now = min(self.capacity, rows), time.monotonic()
+        for denoising in self._running:
+            seconds = denoising.turns_left * self._seconds_per_row(denoising, default=0.0)
+            denoising.is_hurried = now + seconds * rows > denoising.due
+            # Before its first evaluation it is judged by the clock alone: what was measured may be long ago.
+            denoising.fail_if_too_late(seconds * call if denoising.has_advanced else 0.0)
+
     def _evaluate(self, chosen: Sequence[Place]) -> None:
         """One call of the network, and one position on for every row."""
         started = time.monotonic()
-        rows = [place.denoising.rows[place.index] for place in chosen]
+        rows = [place.row for place in chosen]
         for place, row in zip(chosen, evaluate(self._networks[rows[0].shape], rows), strict=True):
             place.denoising.replace(place.index, row)
-        self._measure((time.monotonic() - started) / sum(row.halves for row in rows))
-
-    def _measure(self, seconds: float) -> None:
-        before = seconds if self._seconds_per_row is None else self._seconds_per_row
-        self._seconds_per_row = before + _WEIGHT_OF_THE_NEWEST * (seconds - before)
+        self._pace.measure(rows[0].shape, sum(row.halves for row in rows), time.monotonic() - started)
 
 
 @dataclass(frozen=True)
@@ -144,35 +191,53 @@ class Place:
     denoising: Denoising
     index: int
 
+    @property
+    def row(self) -> Row:
+        return self.denoising.rows[self.index]
 
-def choose_rows(denoisings: Sequence[Denoising], capacity: int) -> list[Place]:
-    """The rows for one call of the network: requests take turns row by row, and who has waited longest comes first.
+
+def choose_rows(denoisings: Sequence[Denoising], capacity: int, *, turn: int) -> list[Place]:
+    """The rows for one call of the network: equals take turns row by row, and who has waited longest comes first.
 
     A short request among long ones takes part in every call that has room for all, else in every second or third: it is done
     after as many turns as it has evaluations, however long the others are. So do sizes take turns: a call has one shape, that of
-    the request that has waited longest.
+    the request that comes first.
+
+    Higher priorities come before lower ones; of equals those that are in a hurry, the earliest deadline first. Nothing starves:
+    who has waited for `MOST_ROUNDS_WAITED` turns for each request that is there comes before all others. Where there are never
+    more than n requests, each takes part at least once in `(MOST_ROUNDS_WAITED + 1) * n` turns.
 
     Args:
         denoisings: At least one, in the order in which they came; each has something left to do.
         capacity: Rows of the network. At least one picture is chosen, whatever it is.
+        turn: The number of this turn.
     """
-    waiting = sorted(denoisings, key=lambda denoising: denoising.last_turn)
-    queues = deque(_unfinished(denoising) for denoising in waiting if denoising.shape == waiting[0].shape)
+
+    def class_of(denoising: Denoising) -> tuple[int, int]:
+        has_waited_enough = turn - denoising.last_turn >= MOST_ROUNDS_WAITED * len(denoisings)
+        return (0, denoising.last_turn) if has_waited_enough else (1, -denoising.rank)
+
+    def standing(denoising: Denoising) -> tuple[tuple[int, int], float, int, float]:
+        hurry = denoising.due if denoising.is_hurried else math.inf
+        return class_of(denoising), hurry, denoising.last_turn, denoising.due
+
+    waiting = sorted(denoisings, key=standing)
+    places = [
+        (class_of(denoising), nth, place)
+        for denoising in waiting
+        if denoising.shape == waiting[0].shape
+        for nth, place in enumerate(_unfinished(denoising))
+    ]
     chosen: list[Place] = []
     free = capacity
-    while queues:
-        queue = queues.popleft()
-        halves = queue[0].denoising.rows[queue[0].index].halves
-        if chosen and halves > free:
-            continue
-        chosen.append(queue.popleft())
-        free -= halves
-        if queue:
-            queues.append(queue)
+    for _, _, place in sorted(places, key=itemgetter(0, 1)):
+        if not chosen or place.row.halves <= free:
+            chosen.append(place)
+            free -= place.row.halves
     return chosen
 
 
-def _unfinished(denoising: Denoising) -> deque[Place]:
+def _unfinished(denoising: Denoising) -> list[Place]:
     """The rows of one request that have something left to do, those first that are behind."""
-    places = (Place(denoising, index) for index, row in enumerate(denoising.rows) if not row.is_finished)
-    return deque(sorted(places, key=lambda place: denoising.rows[place.index].position))
+    places = [Place(denoising, index) for index, row in enumerate(denoising.rows) if not row.is_finished]
+    return sorted(places, key=lambda place: place.row.position)

@@ -6,7 +6,16 @@ import math
 from collections.abc import Mapping
 from typing import Any, assert_never
 
-from triptych.contract import Denoised, DenoiseEvent, DenoiseRequest, DenoiseState, DiffusionIdentity, Progress, State
+from triptych.contract import (
+    Denoised,
+    DenoiseEvent,
+    DenoiseRequest,
+    DenoiseState,
+    DiffusionIdentity,
+    Priority,
+    Progress,
+    State,
+)
 from triptych.errors import InvalidValue, MalformedRequest
 from triptych.wire.datatypes import Array
 from triptych.wire.frames import Frame, FrameReader, Kind
@@ -32,15 +41,19 @@ MAX_STATE_ARRAYS = 16
 FRAMES_PARAMETER = "frames"
 """What metadata say of a model that answers in frames."""
 
+OUTSTANDING_PARAMETER = "evaluations_outstanding"
+"""What metadata say of the work that a stage has at the moment; no part of who it is."""
+
 _INPUTS_TO_RESUME = ("latents", "sampler_state", "position")
 
 
-def to_metadata(identity: DiffusionIdentity) -> ModelMetadata:
+def to_metadata(identity: DiffusionIdentity, *, evaluations_outstanding: int | None = None) -> ModelMetadata:
+    busy = {} if evaluations_outstanding is None else {OUTSTANDING_PARAMETER: evaluations_outstanding}
     return ModelMetadata(
         name=MODEL,
         inputs=_inputs(identity, context_length=identity.context_length if identity.max_prompt_chunks == 1 else ANY),
         outputs=(TensorSpec(name="latents", datatype="FP32", shape=(ANY, ANY, ANY, identity.latent_channels)),),
-        parameters={**to_parameters(identity), FRAMES_PARAMETER: True},
+        parameters={**to_parameters(identity), FRAMES_PARAMETER: True, **busy},
     )
 
 
@@ -50,6 +63,12 @@ def from_metadata(metadata: ModelMetadata) -> DiffusionIdentity:
 
 def offers_frames(metadata: ModelMetadata) -> bool:
     return metadata.parameters.get(FRAMES_PARAMETER) is True
+
+
+def evaluations_outstanding(metadata: ModelMetadata) -> int | None:
+    """Evaluations of the network that a stage says it has before it; None where it says nothing of that."""
+    number = metadata.parameters.get(OUTSTANDING_PARAMETER)
+    return number if type(number) is int and number >= 0 else None
 
 
 def write_request(request: DenoiseRequest) -> InferRequest:
@@ -72,6 +91,8 @@ def write_request(request: DenoiseRequest) -> InferRequest:
         "num_resamples": request.num_resamples if request.num_resamples != 1 else None,
         "progress_every": request.progress_every,
         "previews": request.previews or None,
+        "request_priority": str(request.priority) if request.priority != Priority.NORMAL else None,
+        "finish_here": request.finish_here or None,
     }
     if request.resume is not None:
         inputs |= _tensors_of(request.resume)
@@ -111,6 +132,8 @@ def read_request(request: InferRequest, identity: DiffusionIdentity) -> DenoiseR
         num_resamples=parameters.integer("num_resamples", default=1, minimum=1, maximum=MAX_NUM_RESAMPLES),
         progress_every=parameters.optional_integer("progress_every", minimum=1, maximum=MAX_EVALUATIONS),
         previews=parameters.flag("previews", default=False),
+        priority=parameters.choice("request_priority", tuple(Priority)) or Priority.NORMAL,
+        finish_here=parameters.flag("finish_here", default=False),
         resume=_read_state(request.inputs, parameters.text("state_key", default="")),
     )
     parameters.finish()

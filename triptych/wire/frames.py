@@ -7,14 +7,16 @@
     │ uint32, little-endian     │             │ binary_data_size each          │
     └───────────────────────────────────────────────────────────────────────┘
 
-The header is that of an Open Inference response, and says as `kind` what the frame is. The last frame is a `result` or an
-`error`; a stream that ends otherwise broke.
+The header is that of an Open Inference response, and says as `kind` what the frame is. Its `crc32` is of the header and the
+tensors, made while its own digits are zeros. The last frame is a `result` or an `error`; a stream that ends otherwise broke.
 """
 
 from __future__ import annotations
 
 import math
+import re
 import struct
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -39,6 +41,10 @@ MEDIA_TYPE = "application/vnd.triptych.frames"
 MAX_HEADER_BYTES = 2**16
 
 _LENGTH = struct.Struct("<I")
+
+# A quotation mark inside of a JSON string is escaped: these bytes are the field and nothing else.
+_CHECKSUM = re.compile(rb'"crc32":"([0-9a-f]{8})"')
+_NO_CHECKSUM = "00000000"
 
 
 class Kind(StrEnum):
@@ -82,9 +88,14 @@ class Refusal:
 
 def encode_frame(frame: Frame) -> bytes:
     """The bytes of a frame, tensors as binary data."""
-    body = encode_response(frame.response, fields={"kind": str(frame.kind), "error": frame.error})
+    body = encode_response(frame.response, fields={"kind": str(frame.kind), "error": frame.error, "crc32": _NO_CHECKSUM})
     length = len(body.content) if body.header_length is None else body.header_length
-    return _LENGTH.pack(length) + body.content
+    checksum = _with_checksum(body.content[:length], zlib.crc32(body.content))
+    return b"".join((_LENGTH.pack(length), checksum, memoryview(body.content)[length:]))
+
+
+def _with_checksum(header: bytes, checksum: int) -> bytes:
+    return _CHECKSUM.sub(b'"crc32":"%08x"' % checksum, header, count=1)
 
 
 def error_frame(error: TriptychError, *, model_name: str) -> Frame:
@@ -160,7 +171,9 @@ class FrameReader:
         if self._open is None or len(self._buffer) < self._open.size:
             return None
         opened, self._open = self._open, None
-        response = read_response(opened.header, self._take(opened.size))
+        tensors = self._take(opened.size)
+        opened.check(tensors)
+        response = read_response(opened.header, tensors)
         self.is_complete = opened.kind.is_last
         return Frame(kind=opened.kind, response=response, error=opened.error)
 
@@ -173,9 +186,10 @@ class FrameReader:
         if len(self._buffer) < _LENGTH.size + length:
             return None
         self._take(_LENGTH.size)
-        return self._read_header(parse_object(memoryview(self._take(length)), what="a frame's header"))
+        return self._read_header(self._take(length))
 
-    def _read_header(self, header: dict[str, Any]) -> _OpenFrame:
+    def _read_header(self, text: bytes) -> _OpenFrame:
+        header = parse_object(memoryview(text), what="a frame's header")
         kind, error = header.get("kind"), header.get("error")
         if not isinstance(kind, str) or kind not in list(Kind):
             raise MalformedRequest(f"a frame is of the kind {quoted(str(kind))}; known are {', '.join(Kind)}")
@@ -186,7 +200,7 @@ class FrameReader:
         size = sum(tensor.size or 0 for tensor in announced)
         if size > self._limit:
             raise MalformedRequest(f"the tensors of a frame have {size} bytes, at most {self._limit} are read")
-        return _OpenFrame(kind=Kind(kind), header=header, error=error, size=size)
+        return _OpenFrame(kind=Kind(kind), text=text, header=header, error=error, size=size)
 
     def _take(self, size: int) -> bytes:
         taken = bytes(memoryview(self._buffer)[:size])
@@ -199,9 +213,18 @@ class _OpenFrame:
     """A frame whose header has come; `size` bytes of tensors are still to come."""
 
     kind: Kind
+    text: bytes
     header: dict[str, Any]
     error: str | None
     size: int
+
+    def check(self, tensors: bytes) -> None:
+        """Raises MalformedRequest where the frame is not what it was when it was sent. One without `crc32` claims nothing."""
+        if (found := _CHECKSUM.search(self.text)) is None:
+            return
+        computed = zlib.crc32(tensors, zlib.crc32(_with_checksum(self.text, 0)))
+        if computed != int(found[1], 16):
+            raise MalformedRequest(f"a frame's crc32 is {computed:08x}, and says that it is {found[1].decode()}")
 
 
 def _check_announced(announced: Sequence[Announced], specs: Sequence[TensorSpec], kind: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from triptych.errors import InvalidValue, MalformedRequest, NotSupported
 from triptych.wire.datatypes import BYTES, DATATYPES, Array, bytes_tensor, datatype_of
-from triptych.wire.open_inference import VERSION, InferRequest, Scalar, quoted
+from triptych.wire.open_inference import VERSION, Announced, InferRequest, Scalar, quoted
 
 ANY = -1
 """A dimension that varies."""
@@ -94,14 +94,34 @@ def check_inputs(tensors: Mapping[str, Array], specs: Sequence[TensorSpec]) -> N
     Raises:
         InvalidValue: A name, datatype, shape or value; the sentence says what is allowed.
     """
-    known = ", ".join(spec.name for spec in specs)
-    if unknown := sorted(set(tensors) - {spec.name for spec in specs}):
-        raise InvalidValue(f"there is no input {quoted(unknown[0])}; the inputs are {known}", param=unknown[0])
+    _check_known(tensors, specs)
     for spec in specs:
         if spec.name in tensors:
             check_tensor(tensors[spec.name], spec)
         elif not spec.optional:
             raise InvalidValue(f"the input {spec.name} is missing", param=spec.name)
+
+
+def check_announced(tensors: Sequence[Announced], specs: Sequence[TensorSpec], *, max_rows: int) -> None:
+    """Refuses inputs that will not fit a model by what is said of them, before any of them is made.
+
+    Raises:
+        InvalidValue: A name, datatype, shape or number of rows; the sentence says what is allowed.
+    """
+    _check_known([tensor.name for tensor in tensors], specs)
+    by_name = {spec.name: spec for spec in specs}
+    for tensor in tensors:
+        spec = by_name[tensor.name]
+        _check_datatype(tensor.datatype, spec)
+        check_shape(tensor.shape, spec)
+        if tensor.shape[0] > max_rows:
+            raise InvalidValue(f"{spec.name} has {tensor.shape[0]} rows; this service takes {max_rows}", param=spec.name)
+
+
+def _check_known(names: Iterable[str], specs: Sequence[TensorSpec]) -> None:
+    if unknown := sorted(set(names) - {spec.name for spec in specs}):
+        known = ", ".join(spec.name for spec in specs)
+        raise InvalidValue(f"there is no input {quoted(unknown[0])}; the inputs are {known}", param=unknown[0])
 
 
 def check_tensor(array: Array, spec: TensorSpec) -> None:
@@ -110,13 +130,17 @@ def check_tensor(array: Array, spec: TensorSpec) -> None:
     Raises:
         InvalidValue: The sentence says what is allowed.
     """
-    if (datatype := datatype_of(array)) != spec.datatype:
-        raise InvalidValue(f"{spec.name} must be {spec.datatype}, not {datatype}", param=spec.name)
+    _check_datatype(datatype_of(array), spec)
     check_shape(array.shape, spec)
     if array.size == 0 and not (spec.may_be_empty and len(array)):
         raise InvalidValue(f"{spec.name} is empty", param=spec.name)
     if not is_finite(array):
         raise InvalidValue(f"{spec.name} has values that are NaN or infinite", param=spec.name)
+
+
+def _check_datatype(datatype: str, spec: TensorSpec) -> None:
+    if datatype != spec.datatype:
+        raise InvalidValue(f"{spec.name} must be {spec.datatype}, not {datatype}", param=spec.name)
 
 
 def check_shape(shape: Sequence[int], spec: TensorSpec) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, TypeAlias
@@ -135,8 +135,25 @@ def encode_response(
     return _join(header, blobs)
 
 
-def decode_request(content: bytes, header_length: int | None) -> InferRequest:
+@dataclass(frozen=True, kw_only=True)
+class Announced:
+    """What a header says of a tensor. `size` in bytes; None where the header has the data itself."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    size: int | None
+
+
+def decode_request(
+    content: bytes, header_length: int | None, *, check: Callable[[Sequence[Announced]], None] | None = None
+) -> InferRequest:
     """A request; its tensors are read-only and share the body's memory.
+
+    Args:
+        content: The body.
+        header_length: As `read_header_length` reads it.
+        check: Refuses what the header says of the tensors, before any of them is made.
 
     Raises:
         MalformedRequest, TooLarge, NotSupported: It is no request that could be read; one sentence says why.
@@ -147,8 +164,11 @@ def decode_request(content: bytes, header_length: int | None) -> InferRequest:
     binary_output = parameters.pop("binary_data_output", False)
     if not isinstance(binary_output, bool):
         raise MalformedRequest("binary_data_output must be true or false")
+    inputs = fields.need("inputs", list)
+    if check is not None:
+        check(_read_all_announced(inputs, kind="input"))
     return InferRequest(
-        inputs=_read_tensors(fields.need("inputs", list), blobs, kind="input"),
+        inputs=_read_tensors(inputs, blobs, kind="input"),
         parameters=parameters,
         outputs=_read_wanted(fields.get("outputs", list, [])),
         binary_output=binary_output,
@@ -177,24 +197,13 @@ def read_response(header: dict[str, Any], tensors: bytes) -> InferResponse:
     return _read_response(header, _Blobs(memoryview(tensors)))
 
 
-@dataclass(frozen=True, kw_only=True)
-class Announced:
-    """What a header says of a tensor. `size` in bytes; None where the header has the data itself."""
-
-    name: str
-    datatype: str
-    shape: tuple[int, ...]
-    size: int | None
-
-
 def announced_outputs(header: Mapping[str, Any]) -> tuple[Announced, ...]:
     """What a response's header says of its outputs, to know it before their bytes have come.
 
     Raises:
         MalformedRequest, NotSupported: It does not say it as the protocol wants it.
     """
-    entries = _Fields(header, "the response", None).get("outputs", list, [])
-    return tuple(_read_announced(*_open_tensor(entry, "output")) for entry in entries)
+    return _read_all_announced(_Fields(header, "the response", None).get("outputs", list, []), kind="output")
 
 
 def read_header_length(headers: Mapping[str, str]) -> int | None:
@@ -374,6 +383,10 @@ def _read_tensor(fields: _Fields, blobs: _Blobs, words: str) -> Array:
     if announced.size is None:
         return from_list(announced.datatype, announced.shape, data, name=words)
     return unpack(announced.datatype, announced.shape, blobs.take(announced.size, words), name=words)
+
+
+def _read_all_announced(entries: list[Any], *, kind: str) -> tuple[Announced, ...]:
+    return tuple(_read_announced(*_open_tensor(entry, kind)) for entry in entries)
 
 
 def _read_announced(fields: _Fields, words: str) -> Announced:
