@@ -126,8 +126,8 @@ def test_the_stages_differ_in_name_and_port_only() -> None:
     assert len(texts) == 1
 
 
-def test_the_base_install_of_the_gateway_is_all_that_it_gets() -> None:
-    assert "optional-dependencies" not in dockerfile("central")
+def test_the_gateway_gets_the_base_install_and_what_keeps_jobs() -> None:
+    assert re.findall(r'optional-dependencies"\]\["(\w+)"\]', dockerfile("central")) == ["jobs"]
     assert "rm -rf triptych/vignette" in dockerfile("central")
 
 
@@ -173,13 +173,15 @@ def test_the_next_diffusion_is_like_the_first_but_for_its_model_and_starts_only_
     assert following == first
 
 
-def test_where_the_stages_are_outlives_the_gateway() -> None:
-    (volume,) = composed("central")["volumes"]
-    name, folder = volume.split(":")
-    assert name in read_compose("compose.yaml")["volumes"]
-    assert Path(composed("central")["environment"]["TRIPTYCH_TOPOLOGY"]).parent == Path(folder)
-    # Else the volume would be root's, and the service could not write the file.
-    assert f"install --directory --owner 10001 --group 10001 {folder}" in dockerfile("central")
+def test_where_the_stages_are_and_jobs_outlive_the_gateway() -> None:
+    settings = composed("central")["environment"] | dict(re.findall(r"(TRIPTYCH_\w+)=(\S+)", dockerfile("central")))
+    volumes = dict(volume.split(":") for volume in composed("central")["volumes"])
+    assert set(volumes) == set(read_compose("compose.yaml")["volumes"])
+    assert Path(settings["TRIPTYCH_TOPOLOGY"]).parent == Path(volumes["topology"])
+    for setting in ("TRIPTYCH_JOBS_DATABASE", "TRIPTYCH_JOBS_STORE"):
+        assert Path(settings[setting]).parent == Path(volumes["jobs"])
+    # Else the volumes would be root's, and the service could not write to them.
+    assert f"install --directory --owner 10001 --group 10001 {' '.join(volumes.values())}" in dockerfile("central")
 
 
 def test_long_prompts_are_told_to_all_stages() -> None:

@@ -1,10 +1,10 @@
 """Runs compose.yaml on a real container engine (`make containers`), and takes it down again, whatever happens.
 
 Builds the images one after the other, brings the services up, has a picture made through the published port, exchanges the
-diffusion container while the others stay, has the same picture made again, and compares. Then it exchanges the model in both
-known ways while pictures are asked for all the time: the container is recreated with another MODEL, and requests wait; and
-diffusion-next is swapped in, and none does. On the way it looks at what the images and containers are: who runs in them, what
-is installed, what can be written, which doors are open.
+diffusion container while the others stay, has the same picture made again, and compares, and once more as a job, whose gateway
+is killed. Then it exchanges the model in both known ways while pictures are asked for all the time: the container is recreated
+with another MODEL, and requests wait; and diffusion-next is swapped in, and none does. On the way it looks at what the images
+and containers are: who runs in them, what is installed, what can be written, which doors are open.
 
 Needs `docker compose` or docker-compose 1.29, and an engine that `docker` reaches (DOCKER_HOST). The images stay, tagged `try`,
 because their layers are the next build's cache.
@@ -57,7 +57,7 @@ POLL_SECONDS = 0.2
 # What is looked for in every image, and what each may have of it.
 MACHINE_LEARNING = ("jax", "keras", "openvino", "safetensors", "scipy", "tensorflow", "tokenizers", "torch")
 STAGE_PACKAGES = {"keras", "openvino", "safetensors", "scipy", "tokenizers"}
-FOLDERS = ("/", "/opt/triptych", "/opt/venv", "/var/cache/triptych", "/tmp", "/topology")
+FOLDERS = ("/", "/opt/triptych", "/opt/venv", "/var/cache/triptych", "/tmp", "/topology", "/jobs")
 
 LOOK_INSIDE = """
 import importlib.util, json, os, sys
@@ -217,6 +217,7 @@ def try_it(engine: Engine, url: str, prompt: str, other_model: str) -> bytes:
     check_picture(before, colours=prompt == PROMPT)
     exchange_diffusion(engine, url)
     check(generate(engine, url, prompt) == before, "the exchanged stage makes the very same picture")
+    kill_the_gateway_of_a_job(engine, url, prompt, before)
     print("memory in use, and the limit")
     for service in SERVICES:
         used = engine.run("docker", "stats", "--no-stream", "--format", "{{.MemUsage}}", engine.container(service)["Id"])
@@ -252,7 +253,7 @@ def check_container(engine: Engine, service: str) -> None:
     expected = STAGE_PACKAGES if service in STAGES else set()
     check(inside["user"] != 0, f"{service} runs as user {inside['user']}")
     check(set(inside["packages"]) == expected, f"{service} has of machine learning: {', '.join(sorted(expected)) or 'nothing'}")
-    writable = ["/tmp"] if service in STAGES else ["/tmp", "/topology"]
+    writable = ["/tmp"] if service in STAGES else ["/tmp", "/topology", "/jobs"]
     check(host["ReadonlyRootfs"] and inside["writable"] == writable, f"{service} can write to {' and '.join(writable)} only")
     check(host["Memory"] > 0, f"{service} may use {host['Memory'] / 2**20:.0f} MiB")
     published = [port for ports in container["NetworkSettings"]["Ports"].values() for port in ports or ()]
@@ -278,6 +279,21 @@ def generate(engine: Engine, url: str, prompt: str) -> bytes:
     (picture,) = generation.pictures
     print(f"  a picture of {len(picture.data)} bytes in {generation.timings['total_seconds']:.2f} s")
     return picture.data
+
+
+def kill_the_gateway_of_a_job(engine: Engine, url: str, prompt: str, expected: bytes) -> None:
+    """A job outlives its gateway: the container is killed and started again, and the picture is the one that was to come."""
+    print("jobs")
+    seconds = min(READY_SECONDS, engine.deadline - time.monotonic())
+    with Client(url, api_key=engine.environment["TRIPTYCH_API_KEYS"], timeout_seconds=seconds) as client:
+        job = client.submit(prompt, seed=SEED, output_format="png")
+        started = time.monotonic()
+        engine.run("docker", "restart", "--time", "0", engine.container("central")["Id"])
+        ended = client.wait(job)
+        took = time.monotonic() - started
+        check(ended["status"] == "completed", f"a job whose gateway was killed is completed, {took:.1f} s later")
+        (picture,) = client.fetch(job)
+    check(picture.data == expected, "its picture is the very same")
 
 
 def check_picture(data: bytes, *, colours: bool) -> None:
