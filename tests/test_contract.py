@@ -83,6 +83,12 @@ def test_what_a_diffusion_model_takes(change: dict[str, Any]) -> None:
         ({"sampler": "plms"}, "there is no sampler 'plms'; there are ddim, euler", "sampler"),
         ({"guidance_scale": -0.5}, "guidance_scale must be 0 or more, not -0.5", "guidance_scale"),
         ({"guidance_scale": float("inf")}, "guidance_scale must be 0 or more, not inf", "guidance_scale"),
+        (
+            {"guidance_start": 0.6, "guidance_end": 0.5},
+            "0 to 1, the former no more than the latter, not 0.6 and 0.5",
+            "guidance_start",
+        ),
+        ({"guidance_end": 1.1}, "not 0.0 and 1.1", "guidance_start"),
         ({"unconditional_context": None}, "without unconditional_context the guidance_scale must be 1", "unconditional_context"),
         ({"seeds": np.zeros(0, np.uint64)}, "seeds must be uint64", "seed"),
         ({"seeds": np.zeros(2, np.int64)}, "seeds must be uint64", "seed"),

@@ -40,6 +40,8 @@ class Options(TypedDict, total=False):
     negative_prompt: str
     num_steps: int
     guidance_scale: float
+    guidance_start: float
+    guidance_end: float
     seed: int
     width: int
     height: int

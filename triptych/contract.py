@@ -196,6 +196,8 @@ class DenoiseRequest:
         unconditional_context: What guidance leads away from, same shape; may be None at `guidance_scale` 1.
         seeds: One for each row, uint64 (B,).
         width, height: Of the pictures, pixels.
+        guidance_start, guidance_end: From and up to where there is guidance, as shares of the steps that are made, 0 to 1.
+            Elsewhere the network is not asked for the unconditional half (Kynkaanniemi et al. 2024, arXiv:2404.07724).
         initial_noise: Standard normal, float32 (B or 1, H/8, W/8, 4); drawn from the seeds where None.
         init_latents: Of a picture to change, VAE-scaled, float32 (B or 1, H/8, W/8, 4); None makes one of noise alone.
         mask: Where to paint (1) and where to keep the picture (0), float32 (B or 1, H/8, W/8, 1); None is everywhere.
@@ -218,6 +220,8 @@ class DenoiseRequest:
     sampler: str
     num_steps: int
     guidance_scale: float
+    guidance_start: float = 0.0
+    guidance_end: float = 1.0
     initial_noise: Float32 | None = None
     init_latents: Float32 | None = None
     mask: Float32 | None = None
@@ -447,6 +451,12 @@ def check_denoise(request: DenoiseRequest, identity: DiffusionIdentity) -> None:
         raise InvalidValue(f"there is no sampler {request.sampler!r}; there are {', '.join(identity.samplers)}", param="sampler")
     if not math.isfinite(request.guidance_scale) or request.guidance_scale < 0:
         raise InvalidValue(f"guidance_scale must be 0 or more, not {request.guidance_scale}", param="guidance_scale")
+    if not 0 <= request.guidance_start <= request.guidance_end <= 1:
+        raise InvalidValue(
+            "guidance_start and guidance_end must be shares of the steps, 0 to 1, the former no more than the latter, "
+            f"not {request.guidance_start} and {request.guidance_end}",
+            param="guidance_start",
+        )
     if request.guidance_scale != 1 and request.unconditional_context is None:
         raise InvalidValue("without unconditional_context the guidance_scale must be 1", param="unconditional_context")
     if request.seeds.ndim != 1 or request.seeds.dtype != np.uint64 or not len(request.seeds):

@@ -123,6 +123,8 @@ class GenerateRequest:
     sampler: str
     num_steps: int
     guidance_scale: float
+    guidance_start: float = 0.0
+    guidance_end: float = 1.0
     image_format: ImageFormat | None = None
     image_texts: tuple[str, ...] = ()
     truncate: bool = False
@@ -177,6 +179,8 @@ class GenerateRequest:
             sampler=self.sampler,
             num_steps=self.num_steps,
             guidance_scale=self.guidance_scale,
+            guidance_start=self.guidance_start,
+            guidance_end=self.guidance_end,
             # Most samplers evaluate the network once a step; with others there are a few more states than previews.
             progress_every=max(1, self.num_steps // (self.previews + 1)) if self.previews else None,
             previews=self.previews > 0,

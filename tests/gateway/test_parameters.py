@@ -35,6 +35,24 @@ def test_no_guidance_is_a_value_and_not_a_missing_one() -> None:
     assert resolved(guidance_scale=0).guidance_scale == 0.0
 
 
+def test_the_limits_of_guidance_are_told_where_they_are_not_the_usual_ones() -> None:
+    limited, usual = (
+        resolved(seed=1, guidance_start=0.25, guidance_end=0.75),
+        resolved(seed=1, guidance_start=0.0, guidance_end=1.0),
+    )
+    request = limited.to_request()
+    assert (request.guidance_start, request.guidance_end) == (0.25, 0.75)
+    assert {"guidance_start": 0.25, "guidance_end": 0.75}.items() <= json.loads(request.image_texts[0]).items()
+    assert limited.as_json().keys() - usual.as_json().keys() == {"guidance_start", "guidance_end"}
+    assert limited.work < usual.work
+
+
+def test_guidance_does_not_end_before_it_starts() -> None:
+    with pytest.raises(InvalidValue, match=r"no more than guidance_end, which is 0\.5, not 0\.6") as refused:
+        resolved(guidance_start=0.6, guidance_end=0.5)
+    assert refused.value.param == "guidance_start"
+
+
 def test_the_models_defaults_are_its_own() -> None:
     other = replace(DIFFUSION, default_num_steps=7, default_guidance_scale=1.5, samplers=("unipc",), sizes=((96, 64),))
     identities = Identities(text_encoder=TEXT_ENCODER, diffusion=other, decoder=DECODER)

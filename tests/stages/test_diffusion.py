@@ -103,6 +103,8 @@ async def test_every_sampler_is_the_same_twice_and_in_company(stage, sampler):
         {"context": CONTEXTS[2:3]},
         {"unconditional_context": CONTEXTS[2:3]},
         {"guidance_scale": 4.0},
+        {"guidance_start": 0.5},
+        {"guidance_end": 0.5},
         {"num_steps": 4},
         {"sampler": "euler_ancestral"},
         {"seeds": np.array([2**64 - 1], np.uint64)},
@@ -150,6 +152,37 @@ async def test_guidance_takes_two_halves_in_one_call(stage, network):
 async def test_at_scale_one_there_is_no_unconditional_half(stage, network, unconditional):
     await denoise(stage, some_request(1, guidance_scale=1.0, unconditional_context=unconditional))
     assert network.calls == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("limits", "calls"),
+    [
+        ({"guidance_start": 0.5}, [1, 1, 2, 2]),
+        ({"guidance_end": 0.25}, [2, 1, 1, 1]),
+        ({"guidance_start": 0.25, "guidance_end": 0.75}, [1, 2, 2, 1]),
+        ({"guidance_start": 0.5, "guidance_end": 0.5}, [1, 1, 1, 1]),
+    ],
+)
+async def test_outside_its_limits_there_is_no_unconditional_half(stage, network, limits, calls):
+    latents = await denoise(stage, some_request(1, num_steps=4, **limits))
+    assert network.calls == calls
+    if sum(calls) == 4:
+        np.testing.assert_array_equal(latents, await denoise(stage, some_request(1, num_steps=4, guidance_scale=1.0)))
+
+
+async def test_rows_with_and_without_guidance_at_the_moment_share_calls_and_change_nothing(stage):
+    requests = [some_request(1, num_steps=4, guidance_end=0.5), some_request(2, num_steps=4)]
+    alone = [await denoise(stage, request) for request in requests]
+    together = await asyncio.gather(*(denoise(stage, request) for request in requests))
+    for one, other in zip(alone, together, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+async def test_cut_outside_and_inside_the_limits_and_resumed_it_gives_the_same_bytes(stage):
+    request = some_request(1, num_steps=6, guidance_start=0.3, guidance_end=0.7)
+    events = [event async for event in stage.denoise(replace(request, progress_every=1))]
+    for state in (event.state for event in events if isinstance(event, State)):
+        np.testing.assert_array_equal(await denoise(stage, replace(request, resume=of_bytes(state))), events[-1].latents)
 
 
 async def test_the_other_size_is_made_too(stage):
@@ -240,7 +273,14 @@ async def test_states_come_as_often_as_asked_and_with_previews_where_asked(stage
 
 @pytest.mark.parametrize(
     "change",
-    [{"num_steps": 7}, {"sampler": "euler"}, {"guidance_scale": 2.0}, {"seeds": np.array([1, 2], np.uint64)}, {"width": 64}],
+    [
+        {"num_steps": 7},
+        {"sampler": "euler"},
+        {"guidance_scale": 2.0},
+        {"guidance_end": 0.9},
+        {"seeds": np.array([1, 2], np.uint64)},
+        {"width": 64},
+    ],
     ids=lambda change: next(iter(change)),
 )
 async def test_a_state_of_another_plan_is_a_conflict(stage, change):

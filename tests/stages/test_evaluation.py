@@ -98,6 +98,18 @@ def test_ancestral_noise_is_that_of_seed_and_position():
     assert np.abs(replace(row, seed=6).advance(prediction).latents - latents).max() > 0.01
 
 
+@pytest.mark.parametrize("guided", [None, range(4), range(2), range(1, 3), range(3, 3)])
+@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
+def test_what_is_left_is_what_the_evaluations_to_come_take(guided, guidance_scale):
+    row = replace(some_row(guidance_scale=guidance_scale), guided=guided)
+    lefts, halves = [row.halves_left], []
+    while not row.is_finished:
+        halves.append(row.halves)
+        (row,) = evaluate(Network(), [row])
+        lefts.append(row.halves_left)
+    assert lefts == [sum(halves[position:]) for position in range(5)]
+
+
 @pytest.mark.parametrize("sampler", ["ddim", "dpm++_2m", "pndm"])
 def test_a_row_is_finished_when_its_plan_is(sampler):
     rows = [some_row(sampler, 3)]

@@ -38,6 +38,8 @@ Prompt = Annotated[str, typer.Argument(help="What the picture should show.")]
 NegativePrompt = Annotated[str | None, typer.Option(help="What the picture should not show.")]
 NumSteps = Annotated[int | None, typer.Option("--num-steps", "--steps", help="Steps of denoising.")]
 GuidanceScale = Annotated[float | None, typer.Option(help="How strongly the prompt leads.")]
+GuidanceStart = Annotated[float | None, typer.Option(help="From which share of the steps on, 0 to 1.")]
+GuidanceEnd = Annotated[float | None, typer.Option(help="Up to which share of the steps, 0 to 1.")]
 Seed = Annotated[int | None, typer.Option(help="The same seed makes the same picture.")]
 Width = Annotated[int | None, typer.Option(help="Pixels.")]
 Height = Annotated[int | None, typer.Option(help="Pixels.")]
@@ -198,6 +200,8 @@ def generate(
     negative_prompt: NegativePrompt = None,
     num_steps: NumSteps = None,
     guidance_scale: GuidanceScale = None,
+    guidance_start: GuidanceStart = None,
+    guidance_end: GuidanceEnd = None,
     seed: Seed = None,
     width: Width = None,
     height: Height = None,
@@ -229,6 +233,8 @@ def generate(
         negative_prompt=negative_prompt,
         num_steps=num_steps,
         guidance_scale=guidance_scale,
+        guidance_start=guidance_start,
+        guidance_end=guidance_end,
         seed=seed,
         width=width,
         height=height,
@@ -303,6 +309,8 @@ def submit_job(
     negative_prompt: NegativePrompt = None,
     num_steps: NumSteps = None,
     guidance_scale: GuidanceScale = None,
+    guidance_start: GuidanceStart = None,
+    guidance_end: GuidanceEnd = None,
     seed: Seed = None,
     width: Width = None,
     height: Height = None,
@@ -334,6 +342,8 @@ def submit_job(
         negative_prompt=negative_prompt,
         num_steps=num_steps,
         guidance_scale=guidance_scale,
+        guidance_start=guidance_start,
+        guidance_end=guidance_end,
         seed=seed,
         width=width,
         height=height,

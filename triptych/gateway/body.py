@@ -59,6 +59,21 @@ class GenerateBody(BaseModel):
         Allowed("a number from 0 to 30"),
         Field(ge=0, le=30, allow_inf_nan=False, description="How strongly the prompt leads; 1 is without guidance."),
     ] = None
+    guidance_start: Annotated[
+        float | None,
+        Allowed("a number from 0 to 1"),
+        Field(
+            ge=0,
+            le=1,
+            allow_inf_nan=False,
+            description="From which share of the steps on there is guidance; 0 by default. Steps without it take half as long.",
+        ),
+    ] = None
+    guidance_end: Annotated[
+        float | None,
+        Allowed("a number from 0 to 1"),
+        Field(ge=0, le=1, allow_inf_nan=False, description="Up to which share of the steps there is guidance; 1 by default."),
+    ] = None
     seed: Annotated[
         int | None,
         Allowed("a whole number from 0 to 18446744073709551615"),

@@ -35,6 +35,8 @@ class Parameters:
     output_format: ImageFormat
     truncate: bool
     long_prompt: bool
+    guidance_start: float = 0.0
+    guidance_end: float = 1.0
     edit: Edit | None = None
     mask_blur: int = 0
     takes_masked_image: bool = False
@@ -42,21 +44,27 @@ class Parameters:
     @property
     def work(self) -> float:
         """How much it asks of the diffusion stage: pixels, for each row of the network and each evaluation."""
-        rows = self.num_images * (1 if self.guidance_scale == 1 else 2)
+        rows = self.num_images * (1 if self.guidance_scale == 1 else 1 + self.guidance_end - self.guidance_start)
         steps = self.num_steps if self.edit is None else self.num_steps * self.edit.strength * self.edit.num_resamples
         return max(1.0, steps * rows * self.width * self.height)
 
     def as_json(self) -> dict[str, Any]:
-        plain = {name: getattr(self, name) for name in _PLAIN}
+        plain = {name: getattr(self, name) for name in _PLAIN} | self._guidance_limits
         return plain if self.edit is None else plain | describe_edit(self.edit, self.mask_blur)
 
     def to_request(self) -> GenerateRequest:
-        fields = {name: getattr(self, name) for name in _PLAIN if name not in ("model", "output_format")}
+        fields = {name: getattr(self, name) for name in _PLAIN if name not in ("model", "output_format")} | self._guidance_limits
         request = GenerateRequest(
             **fields, image_format=self.output_format, edit=self.edit, takes_masked_image=self.takes_masked_image
         )
         is_png = self.output_format is ImageFormat.PNG
         return replace(request, image_texts=self._image_texts(request.seeds)) if is_png else request
+
+    @property
+    def _guidance_limits(self) -> dict[str, float]:
+        """Told only where they are not the usual ones."""
+        limits = {"guidance_start": (self.guidance_start, 0.0), "guidance_end": (self.guidance_end, 1.0)}
+        return {name: value for name, (value, usual) in limits.items() if value != usual}
 
     def _image_texts(self, seeds: tuple[int, ...]) -> tuple[str, ...]:
         """For each picture what makes it again, and nothing that changes between two runs: equal requests, equal bytes."""
@@ -68,7 +76,8 @@ class Parameters:
         return tuple(json.dumps(shared | {"seed": seed}, sort_keys=True, ensure_ascii=False) for seed in seeds)
 
 
-_PLAIN = tuple(name for name in Parameters.__annotations__ if name not in ("edit", "mask_blur", "takes_masked_image"))
+_TOLD_APART = ("guidance_start", "guidance_end", "edit", "mask_blur", "takes_masked_image")
+_PLAIN = tuple(name for name in Parameters.__annotations__ if name not in _TOLD_APART)
 
 
 def draw_seed() -> int:
@@ -98,6 +107,7 @@ def resolve(body: GenerateBody, model: str, identities: Identities, pictures: Pi
         output_format=ImageFormat(body.output_format or ImageFormat.PNG),
         truncate=bool(body.truncate),
         long_prompt=bool(body.long_prompt),
+        **_guidance_limits(body),
         edit=edit,
         mask_blur=body.mask_blur or 0,
         takes_masked_image=diffusion.takes_masked_image,
@@ -125,6 +135,16 @@ def _resolve_size(
         f"{cut(f'{width}x{height}')} is not a size this model takes (width x height); it takes {allowed}",
         param="height" if any(width == w for w, _ in sizes) else "width",
     )
+
+
+def _guidance_limits(body: GenerateBody) -> dict[str, float]:
+    start = 0.0 if body.guidance_start is None else body.guidance_start
+    end = 1.0 if body.guidance_end is None else body.guidance_end
+    if start > end:
+        raise InvalidValue(
+            f"guidance_start must be no more than guidance_end, which is {end:g}, not {start:g}", param="guidance_start"
+        )
+    return {"guidance_start": start, "guidance_end": end}
 
 
 def _resolve_sampler(sampler: str | None, samplers: tuple[str, ...]) -> str:

@@ -89,7 +89,7 @@ class Denoising:
     @property
     def evaluations_left(self) -> int:
         """Rows of the network that are still to be evaluated."""
-        return sum((self.num_evaluations - row.position) * row.halves for row in self.rows)
+        return sum(row.halves_left for row in self.rows)
 
     @property
     def turns_left(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from bisect import bisect_left
 from collections.abc import AsyncGenerator
 from functools import lru_cache
 
@@ -188,6 +189,7 @@ def rows_of(request: DenoiseRequest, plan: Plan, identity: DiffusionIdentity) ->
             context=row_of(request.context, index),
             unconditional_context=row_of_any(unconditional, index),
             guidance_scale=request.guidance_scale,
+            guided=guided_positions(plan, request.guidance_start, request.guidance_end),
             seed=seed,
             known=known_of(index),
             extra_channels=extra_channels_of(index),
@@ -196,13 +198,20 @@ def rows_of(request: DenoiseRequest, plan: Plan, identity: DiffusionIdentity) ->
     return [make_row(index, int(seed)) for index, seed in enumerate(request.seeds)]
 
 
+def guided_positions(plan: Plan, start: float, end: float) -> range:
+    """The evaluations of the steps from one share of them up to another, 0 to 1."""
+    first, last = (round(share * plan.num_steps) for share in (start, end))
+    return range(bisect_left(plan.steps, first), bisect_left(plan.steps, last))
+
+
 def key_of_state(request: DenoiseRequest, plan: Plan, identity: DiffusionIdentity) -> str:
     """Digest of all that a state of this request depends on, except its tensors: those come with it again."""
     parts = (
         identity.weights_digest,
         identity.prediction_type,
         plan.digest(),
-        f"{request.guidance_scale!r} {request.width}x{request.height} {len(request.seeds)}",
+        f"{request.guidance_scale!r} {request.guidance_start!r} {request.guidance_end!r}",
+        f"{request.width}x{request.height} {len(request.seeds)}",
         f"mask {request.mask is not None} picture {request.init_latents is not None}",
         f"noise {NOISE_VERSION}",
     )

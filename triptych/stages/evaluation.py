@@ -47,6 +47,7 @@ class Row:
         position: Evaluations of the plan that are done.
         context: float32 (T, D).
         unconditional_context: Same shape; None without guidance.
+        guided: The positions at which there is guidance; None is all.
         seed: Of all its noise.
         known: What is put back after every evaluation; None is nothing.
         extra_channels: What the network sees beside the latents, float32 (h, w, n); None where it sees nothing else.
@@ -61,14 +62,29 @@ class Row:
     unconditional_context: Float32 | None
     guidance_scale: float
     seed: int
+    guided: range | None = None
     known: Known | None = None
     extra_channels: Float32 | None = None
     predicted_original: Float32 | None = None
 
     @property
+    def is_guided(self) -> bool:
+        """Whether the next evaluation is led away from the unconditional context."""
+        return self.unconditional_context is not None and (self.guided is None or self.position in self.guided)
+
+    @property
     def halves(self) -> int:
-        """Rows of the network that an evaluation takes: one, or two with guidance."""
-        return 1 if self.unconditional_context is None else 2
+        """Rows of the network that the next evaluation takes: one, or two with guidance."""
+        return 2 if self.is_guided else 1
+
+    @property
+    def halves_left(self) -> int:
+        """Rows of the network that all evaluations to come take."""
+        left = range(self.position, self.plan.num_evaluations)
+        if self.unconditional_context is None:
+            return len(left)
+        guided = left if self.guided is None else range(max(left.start, self.guided.start), min(left.stop, self.guided.stop))
+        return len(left) + len(guided)
 
     @property
     def shape(self) -> Shape:
@@ -111,9 +127,9 @@ class Row:
 def evaluate(network: Network, rows: Sequence[Row]) -> list[Row]:
     """The rows, each one evaluation further, by one call of the network.
 
-    The unconditional halves go in the same call, behind the rows. A row without guidance has none.
+    The unconditional halves go in the same call, behind the rows. A row without guidance at its position has none.
     """
-    guided = [row for row in rows if row.unconditional_context is not None]
+    guided = [row for row in rows if row.is_guided]
     both = [*rows, *guided]
     contexts = [*(row.context for row in rows), *(row.unconditional_context for row in guided)]
     predictions: Float32 = network(
@@ -125,8 +141,6 @@ def evaluate(network: Network, rows: Sequence[Row]) -> list[Row]:
     )["prediction"]
     unconditional = iter(predictions[len(rows) :])
     return [
-        row.advance(
-            prediction if row.unconditional_context is None else guide(next(unconditional), prediction, row.guidance_scale)
-        )
+        row.advance(guide(next(unconditional), prediction, row.guidance_scale) if row.is_guided else prediction)
         for row, prediction in zip(rows, predictions, strict=False)
     ]

@@ -84,6 +84,8 @@ def write_request(request: DenoiseRequest) -> InferRequest:
     parameters: dict[str, Scalar | None] = {
         "num_steps": request.num_steps,
         "guidance_scale": request.guidance_scale,
+        "guidance_start": request.guidance_start if request.guidance_start != 0 else None,
+        "guidance_end": request.guidance_end if request.guidance_end != 1 else None,
         "sampler": request.sampler,
         "width": request.width,
         "height": request.height,
@@ -124,6 +126,8 @@ def read_request(request: InferRequest, identity: DiffusionIdentity) -> DenoiseR
         guidance_scale=parameters.number(
             "guidance_scale", default=identity.default_guidance_scale, minimum=0, maximum=MAX_GUIDANCE_SCALE
         ),
+        guidance_start=parameters.number("guidance_start", default=0.0, minimum=0, maximum=1),
+        guidance_end=parameters.number("guidance_end", default=1.0, minimum=0, maximum=1),
         initial_noise=request.inputs.get("initial_noise"),
         init_latents=request.inputs.get("init_latents"),
         mask=request.inputs.get("mask"),
