@@ -52,18 +52,29 @@ class Proxy:
     port: int = 0
     done: dict[Fault, int] = field(default_factory=dict)
     _server: asyncio.Server = field(init=False)
+    _connected: dict[asyncio.Task[None], asyncio.StreamWriter] = field(default_factory=dict)
 
     async def serve(self, started: threading.Event, ended: asyncio.Event) -> None:
         await self._listen()
         started.set()
         await ended.wait()
         self._server.close()
+        # A task that is cancelled before it began closes nothing.
+        for task, writer in self._connected.items():
+            task.cancel()
+            writer.transport.abort()
+        await asyncio.gather(*self._connected, return_exceptions=True)
 
     async def _listen(self) -> None:
-        self._server = await asyncio.start_server(self._connected, "127.0.0.1", self.port)
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", self.port)
         self.port = self._server.sockets[0].getsockname()[1]
 
-    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.create_task(self._befall(reader, writer))
+        self._connected[task] = writer
+        task.add_done_callback(self._connected.pop)
+
+    async def _befall(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             if self._draw() is Fault.REFUSE and self._server.is_serving():
                 self._count(Fault.REFUSE)

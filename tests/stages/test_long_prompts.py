@@ -42,6 +42,26 @@ async def encode(stage: TextEncoderStage, *prompts: list[str], long_prompt: bool
     return await stage.encode(EncodeRequest(prompts=joined, long_prompt=long_prompt, truncate=truncate))
 
 
+def hold_the_next_call(stage: DiffusionStage, number: int) -> None:
+    """It waits until so many requests are there; after it they share calls."""
+    batcher = stage._batcher
+    assert batcher is not None
+    is_next = iter([True])
+
+    def held(run: Run) -> Run:
+        def call(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+            if next(is_next, False):
+                with batcher._changed:
+                    assert batcher._changed.wait_for(lambda: len(batcher._present()) == number, timeout=60)
+            return run(inputs)
+
+        return call
+
+    for network in batcher._networks.values():
+        assert isinstance(network, CompiledNetwork)
+        network._run = held(network._run)
+
+
 async def test_it_says_how_many_chunks_it_joins(encoder):
     assert (await encoder.identity()).max_prompt_chunks == 3
 
@@ -187,6 +207,7 @@ async def test_company_that_shows_would_be_seen(options):
         plant_a_leak(stage)
         requests = [request_of(number, 2) for number in (1, 3, 5)]
         alone = [await latents_of(stage, request) for request in requests]
+        hold_the_next_call(stage, len(requests))
         together = await asyncio.gather(*(latents_of(stage, request) for request in requests))
         assert [latents.tobytes() for latents in together] != [latents.tobytes() for latents in alone]
     finally:
