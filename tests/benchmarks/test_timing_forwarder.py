@@ -37,4 +37,7 @@ async def test_a_connection_is_used_again_unless_the_other_side_has_closed_it() 
         assert await behind.idle[0][0].read() == b""  # the end has arrived
         assert await behind.exchange(REQUEST) == ANSWER
         assert len(monolith.connections) == 2
+
         behind.idle[0][1].close()
+        for _, writer in (*behind.idle, *monolith.connections):
+            await writer.wait_closed()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -12,11 +12,10 @@ import pytest
 from tests.stages.mixed_requests import latents_of
 from tests.tiny_models import CONTEXT_LENGTH, TEXT_ENCODER, UNET
 from triptych.contract import DenoiseRequest, EncodeRequest, State
-from triptych.engines import CompiledNetwork
-from triptych.engines.compiled import Run
 from triptych.errors import CheckpointError, InvalidValue
 from triptych.sampling.samplers import SAMPLERS
 from triptych.stages.diffusion import DiffusionStage
+from triptych.stages.evaluation import Network
 from triptych.stages.text_encoder import TextEncoderStage
 
 ROOM = CONTEXT_LENGTH - 2
@@ -40,26 +39,6 @@ def encoder(options) -> Iterator[TextEncoderStage]:
 async def encode(stage: TextEncoderStage, *prompts: list[str], long_prompt: bool = True, truncate: bool = False):
     joined = tuple(map(" ".join, prompts))
     return await stage.encode(EncodeRequest(prompts=joined, long_prompt=long_prompt, truncate=truncate))
-
-
-def hold_the_next_call(stage: DiffusionStage, number: int) -> None:
-    """It waits until so many requests are there; after it they share calls."""
-    batcher = stage._batcher
-    assert batcher is not None
-    is_next = iter([True])
-
-    def held(run: Run) -> Run:
-        def call(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-            if next(is_next, False):
-                with batcher._changed:
-                    assert batcher._changed.wait_for(lambda: len(batcher._present()) == number, timeout=60)
-            return run(inputs)
-
-        return call
-
-    for network in batcher._networks.values():
-        assert isinstance(network, CompiledNetwork)
-        network._run = held(network._run)
 
 
 async def test_it_says_how_many_chunks_it_joins(encoder):
@@ -177,14 +156,35 @@ def request_of(number: int, chunks: int, sampler: str = "ddim") -> DenoiseReques
 
 def plant_a_leak(stage: DiffusionStage) -> None:
     """Rows get a little of what is in the same call."""
+
+    def leaky(network: Network) -> Network:
+        return lambda inputs: {name: array + np.float32(1e-6) * len(array) for name, array in network(inputs).items()}
+
+    replace_networks(stage, leaky)
+
+
+def replace_networks(stage: DiffusionStage, by: Callable[[Network], Network]) -> None:
+    """As the batcher calls them: what it asks for at once, a compiled network may run in several calls, as they cost least."""
     assert stage._batcher is not None
-    for network in stage._batcher._networks.values():
-        assert isinstance(network, CompiledNetwork)
-        network._run = leaky(network._run)
+    stage._batcher._networks = {shape: by(network) for shape, network in stage._batcher._networks.items()}
 
 
-def leaky(run: Run) -> Run:
-    return lambda inputs: {name: array + np.float32(1e-6) * len(array) for name, array in run(inputs).items()}
+def hold_the_next_call(stage: DiffusionStage, number: int) -> None:
+    """It waits until so many requests are there; after it they share calls."""
+    batcher = stage._batcher
+    assert batcher is not None
+    is_next = iter([True])
+
+    def held(network: Network) -> Network:
+        def call(inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+            if next(is_next, False):
+                with batcher._changed:
+                    assert batcher._changed.wait_for(lambda: len(batcher._present()) == number, timeout=60)
+            return network(inputs)
+
+        return call
+
+    replace_networks(stage, held)
 
 
 async def test_it_says_how_many_chunks_it_takes(diffusion):
