@@ -29,6 +29,7 @@ from training.unet import (
     UNetTraining,
     load_shape,
     place_weights,
+    random_timesteps,
     save_shape,
     to_denoise,
     trained_stage,
@@ -66,7 +67,7 @@ class MaskedBatches:
         places = np.stack([place_weights(boxes) for boxes in self.scenes.boxes[picks]])
         silent = rng.random(self.rows) < NO_PROMPT_SHARE
         texts = ["" if none else caption(from_code(self.scenes.codes[i]), rng) for none, i in zip(silent, picks, strict=True)]
-        timesteps, noise = rng.integers(0, 1000, self.rows), rng.standard_normal(latents.shape, dtype=np.float32)
+        timesteps, noise = random_timesteps(rng, self.rows), rng.standard_normal(latents.shape, dtype=np.float32)
         return {
             **to_denoise(latents, timesteps, noise, mask_weights(masks, places)),
             "mask": masks,

@@ -18,7 +18,7 @@ from training.world.scenes import SHAPES, Grammar, Scene, Thing, random_scene
 from triptych.models.config import VAEConfig
 from triptych.models.vae import build_vae_decoder, build_vae_encoder
 
-SQUARE_WEIGHT = 4.0  # against the sum of three absolute differences: edges, where the large errors are, count for more
+SQUARE_WEIGHT = 16.0  # against the sum of three absolute differences: edges, where the large errors are, count for more
 KL_WEIGHT = 1e-4  # on the mean over latent numbers; the weight of the sum over four channels is a quarter of it
 
 
