@@ -114,6 +114,7 @@ def test_what_is_left_is_what_the_evaluations_to_come_take(guided, guidance_scal
         (row,) = evaluate(Network(), [row])
         lefts.append((row.halves_left, row.whole_halves_left))
     assert lefts == [tuple(sum(each[i] for each in halves[position:]) for i in (0, 1)) for position in range(8)]
+    assert row.is_resumable and row.features == (), "there is nothing left that would take any"
 
 
 def test_each_half_has_the_features_that_it_found_and_no_others():

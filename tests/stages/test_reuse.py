@@ -24,6 +24,9 @@ from triptych.sampling.noise import Purpose, normal
 from triptych.sampling.samplers import SAMPLERS
 from triptych.stages.diffusion import DiffusionStage, plan_of
 
+# Three stages are started here, two of them with four networks each.
+pytestmark = pytest.mark.timeout(300)
+
 SHAPE = (4, 4, 4), CONTEXTS.shape[1:]
 
 
@@ -319,3 +322,13 @@ async def test_a_replica_that_goes_in_mid_picture_costs_no_byte(stage, after, re
     np.testing.assert_array_equal(events[-1].latents, await denoise(stage, request))
     assert [event.position for event in events if isinstance(event, Progress)] == list(range(1, 9))
     assert broken.resumed_at == resumed_at
+
+
+async def test_states_that_were_asked_for_are_told_as_the_stage_alone_would_tell_them(stage):
+    request = some_request(1, num_steps=12, cache_interval=3, progress_every=4)
+    alone = states_of([event async for event in stage.denoise(request)])
+    broken = Breaking(stage, after=8)
+    replicated = ReplicatedDiffusion({"http://a": broken}, patience=Patience(wait_seconds=60))  # type: ignore[dict-item]
+    told = states_of([event async for event in replicated.denoise(request)])
+    assert [int(state.position[0]) for state in told] == [int(state.position[0]) for state in alone] == [6, 9]
+    assert broken.resumed_at == [6]
