@@ -142,14 +142,18 @@ async def measure(
 
 
 @asynccontextmanager
-async def local_pipeline(model: str, *, edits: bool = False) -> AsyncIterator[Pipeline]:
-    """The three stages in this process, and the image encoder where pictures are changed."""
+async def local_pipeline(model: str, *, edits: bool = False, **settings: Any) -> AsyncIterator[Pipeline]:
+    """The three stages in this process, and the image encoder where pictures are changed.
+
+    Args:
+        settings: Of the stages, whatever the environment says.
+    """
     from triptych.stages.decoder import DecoderStage
     from triptych.stages.diffusion import DiffusionStage
     from triptych.stages.image_encoder import ImageEncoderStage
     from triptych.stages.text_encoder import TextEncoderStage
 
-    options = read_settings(StageSettings, model=model)
+    options = read_settings(StageSettings, model=model, **settings)
     text_encoder, diffusion, decoder = TextEncoderStage(options), DiffusionStage(options), DecoderStage(options)
     image_encoder = ImageEncoderStage(options) if edits else None
     stages = [stage for stage in (text_encoder, diffusion, decoder, image_encoder) if stage is not None]

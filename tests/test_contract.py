@@ -60,6 +60,11 @@ def test_a_diffusion_model_takes_as_many_chunks_as_it_says() -> None:
         check_denoise(too_long, three)
 
 
+def test_a_diffusion_model_that_reuses_features_takes_every_interval() -> None:
+    for cache_interval in (1, 2, 1000):
+        check_denoise(replace(DENOISE, cache_interval=cache_interval), replace(DIFFUSION, takes_cache_interval=True))
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -89,6 +94,8 @@ def test_what_a_diffusion_model_takes(change: dict[str, Any]) -> None:
             "guidance_start",
         ),
         ({"guidance_end": 1.1}, "not 0.0 and 1.1", "guidance_start"),
+        ({"cache_interval": 0}, "cache_interval must be 1 or more, not 0", "cache_interval"),
+        ({"cache_interval": 2}, "takes no cache_interval but 1, not 2; .* TRIPTYCH_FEATURE_REUSE=true", "cache_interval"),
         ({"unconditional_context": None}, "without unconditional_context the guidance_scale must be 1", "unconditional_context"),
         ({"seeds": np.zeros(0, np.uint64)}, "seeds must be uint64", "seed"),
         ({"seeds": np.zeros(2, np.int64)}, "seeds must be uint64", "seed"),

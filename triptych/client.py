@@ -42,6 +42,7 @@ class Options(TypedDict, total=False):
     guidance_scale: float
     guidance_start: float
     guidance_end: float
+    cache_interval: int
     seed: int
     width: int
     height: int

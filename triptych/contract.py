@@ -108,6 +108,7 @@ class DiffusionIdentity:
         max_prompt_chunks: Contexts it takes are 1 to so many times `context_length` long.
         takes_masked_image: Whether the network sees mask and masked image as channels of their own, at every request. Where not,
             it inpaints all the same: what is known is put back after every evaluation.
+        takes_cache_interval: Whether evaluations can reuse what earlier ones found out.
         warnings: What whoever leaves the choice of sampler to it should know of the pictures, a sentence each.
     """
 
@@ -131,6 +132,7 @@ class DiffusionIdentity:
     default_guidance_scale: float
     max_prompt_chunks: int = 1
     takes_masked_image: bool = False
+    takes_cache_interval: bool = False
     warnings: tuple[str, ...] = ()
 
     def latents_shape(self, width: int, height: int) -> tuple[int, int, int]:
@@ -198,6 +200,8 @@ class DenoiseRequest:
         width, height: Of the pictures, pixels.
         guidance_start, guidance_end: From and up to where there is guidance, as shares of the steps that are made, 0 to 1.
             Elsewhere the network is not asked for the unconditional half (Kynkaanniemi et al. 2024, arXiv:2404.07724).
+        cache_interval: Of so many evaluations, counted from the first that is made, one computes the whole network; the others
+            a shallow part of it, on the features that the last whole one left (Ma et al. 2023, arXiv:2312.00858). 1 is off.
         initial_noise: Standard normal, float32 (B or 1, H/8, W/8, 4); drawn from the seeds where None.
         init_latents: Of a picture to change, VAE-scaled, float32 (B or 1, H/8, W/8, 4); None makes one of noise alone.
         mask: Where to paint (1) and where to keep the picture (0), float32 (B or 1, H/8, W/8, 1); None is everywhere.
@@ -205,7 +209,8 @@ class DenoiseRequest:
         strength: How much of `init_latents` to change, 0 to 1: the share of the steps that are made.
         num_resamples: How often each evaluation is made, so that what is painted and what is put back come to agree.
         resume: Where an earlier denoising of this very request came to; None begins.
-        progress_every: Evaluations between two states; None asks for none.
+        progress_every: Evaluations between two states; None asks for none. Under a `cache_interval` a state comes when the next
+            evaluation is a whole one, as features are not carried in it.
         previews: Whether states carry the predicted original.
         priority: A `Priority`: whose turn it is where not all rows fit in a call.
         finish_here: Whether a stage that is told to stop finishes this denoising first; else it hands the newest state back, for
@@ -222,6 +227,7 @@ class DenoiseRequest:
     guidance_scale: float
     guidance_start: float = 0.0
     guidance_end: float = 1.0
+    cache_interval: int = 1
     initial_noise: Float32 | None = None
     init_latents: Float32 | None = None
     mask: Float32 | None = None
@@ -457,6 +463,7 @@ def check_denoise(request: DenoiseRequest, identity: DiffusionIdentity) -> None:
             f"not {request.guidance_start} and {request.guidance_end}",
             param="guidance_start",
         )
+    _check_cache_interval(request.cache_interval, identity)
     if request.guidance_scale != 1 and request.unconditional_context is None:
         raise InvalidValue("without unconditional_context the guidance_scale must be 1", param="unconditional_context")
     if request.seeds.ndim != 1 or request.seeds.dtype != np.uint64 or not len(request.seeds):
@@ -474,6 +481,17 @@ def check_denoise(request: DenoiseRequest, identity: DiffusionIdentity) -> None:
     _check_rows("mask", request.mask, (*latents[:2], 1), len(request.seeds))
     _check_rows("masked_image_latents", request.masked_image_latents, latents, len(request.seeds))
     _check_editing(request, identity)
+
+
+def _check_cache_interval(cache_interval: int, identity: DiffusionIdentity) -> None:
+    if cache_interval < 1:
+        raise InvalidValue(f"cache_interval must be 1 or more, not {cache_interval}", param="cache_interval")
+    if cache_interval > 1 and not identity.takes_cache_interval:
+        raise InvalidValue(
+            f"this diffusion stage takes no cache_interval but 1, not {cache_interval}; "
+            "it takes others when it is started with TRIPTYCH_FEATURE_REUSE=true",
+            param="cache_interval",
+        )
 
 
 def _check_editing(request: DenoiseRequest, identity: DiffusionIdentity) -> None:

@@ -125,6 +125,7 @@ class GenerateRequest:
     guidance_scale: float
     guidance_start: float = 0.0
     guidance_end: float = 1.0
+    cache_interval: int = 1
     image_format: ImageFormat | None = None
     image_texts: tuple[str, ...] = ()
     truncate: bool = False
@@ -181,6 +182,7 @@ class GenerateRequest:
             guidance_scale=self.guidance_scale,
             guidance_start=self.guidance_start,
             guidance_end=self.guidance_end,
+            cache_interval=self.cache_interval,
             # Most samplers evaluate the network once a step; with others there are a few more states than previews.
             progress_every=max(1, self.num_steps // (self.previews + 1)) if self.previews else None,
             previews=self.previews > 0,

@@ -64,6 +64,16 @@ def test_a_picture_of_a_long_prompt_is_what_its_parameters_make(run: Run, tmp_pa
     assert [request.long_prompt for request in stages.text_encoder.asked][-2:] == [True, True]
 
 
+def test_a_picture_that_reused_features_is_made_again_with_the_same_interval(run: Run, tmp_path: Path) -> None:
+    stages = Stages(diffusion=with_profile(FakeDiffusion(), takes_cache_interval=True))
+    with served(stages.app()) as address:
+        assert run("generate", "x", "--url", address, "--cache-interval", 3, "-o", "a.png").code == 0
+        ended = run("verify", "a.png", "--gateway", address)
+    assert ended.code == 0
+    assert "the same, byte for byte" in ended.out
+    assert [request.cache_interval for request in stages.diffusion.asked] == [3, 3]
+
+
 def test_a_file_that_was_written_anew_has_the_same_pixels(run: Run, url: str, picture: Path) -> None:
     image = Image.open(picture)
     info = PngInfo()

@@ -17,7 +17,7 @@ from tests.tiny_models import CONTEXT_LENGTH, UNET
 from triptych.cli.processes import Service, ServiceEnded, ServiceProcess, free_ports
 from triptych.cli.topology import serve_command
 from triptych.contract import Denoised, DenoiseRequest, DenoiseState, Diffusion, Progress, State
-from triptych.errors import Conflict, StageFailed, StageNotReady
+from triptych.errors import Conflict, InvalidValue, StageFailed, StageNotReady
 from triptych.remote import RemoteDiffusion, make_client
 from triptych.wire import diffusion
 from triptych.wire.open_inference import decode_response, encode_request, read_header_length
@@ -42,11 +42,17 @@ LONGEST = replace(REQUEST, num_steps=150, seeds=np.arange(16, dtype=np.uint64))
 
 
 @contextmanager
-def replicas(model: TinyModel, number: int) -> Iterator[list[ServiceProcess]]:
+def replicas(model: TinyModel, number: int, **environment: str) -> Iterator[list[ServiceProcess]]:
     """Processes of the diffusion service alone."""
     services = [
         model.served_by(
-            Service(name="diffusion", port=port, command=serve_command("diffusion", port), ready_path="/v2/health/ready")
+            Service(
+                name="diffusion",
+                port=port,
+                command=serve_command("diffusion", port),
+                ready_path="/v2/health/ready",
+                environment=environment,
+            )
         )
         for port in free_ports(number)
     ]
@@ -135,31 +141,49 @@ async def test_kill_9_in_the_middle_costs_no_picture(two: list[ServiceProcess], 
         assert await result_of(other, replace(LONG, resume=states[-1])) == await result_of(other, LONG)
 
 
+async def handed_back(process: ServiceProcess, request: DenoiseRequest, *, after: int) -> DenoiseState:
+    """The state that a stage gives away when it is told to stop after so many evaluations, and ends."""
+    states: list[DenoiseState] = []
+
+    async def listen(stage: Diffusion) -> None:
+        async for event in stage.denoise(request):
+            if isinstance(event, Progress) and event.position == after:
+                os.kill(process.pid, signal.SIGTERM)
+            if isinstance(event, State):
+                states.append(event.state)
+
+    async with remote(process) as stage:
+        with pytest.raises(StageNotReady, match="the diffusion stage is stopping"):
+            await listen(stage)
+    process.wait(SECONDS_TO_EXIT)
+    with pytest.raises(ServiceEnded):
+        process.check_running()
+    (state,) = states
+    return state
+
+
 async def test_sigterm_hands_a_denoising_back_and_another_replica_goes_on(
     two: list[ServiceProcess], tiny_model: TinyModel
 ) -> None:
     with replicas(tiny_model, 1) as (process,):
-        states: list[DenoiseState] = []
-
-        async def listen(stage: Diffusion) -> None:
-            positions = 0
-            async for event in stage.denoise(LONGEST):
-                positions += isinstance(event, Progress)
-                if positions == 1:
-                    os.kill(process.pid, signal.SIGTERM)
-                if isinstance(event, State):
-                    states.append(event.state)
-
-        async with remote(process) as stage:
-            with pytest.raises(StageNotReady, match="the diffusion stage is stopping"):
-                await listen(stage)
-        process.wait(SECONDS_TO_EXIT)
-        with pytest.raises(ServiceEnded):
-            process.check_running()
-    (state,) = states
+        state = await handed_back(process, LONGEST, after=1)
     assert 1 <= state.position[0] < 150
     async with remote(two[0]) as other:
         assert await result_of(other, replace(LONGEST, resume=state)) == await result_of(other, LONGEST)
+
+
+async def test_one_that_reuses_features_is_handed_back_where_the_whole_network_comes_next(tiny_model: TinyModel) -> None:
+    request = replace(LONGEST, cache_interval=4, guidance_start=0.5)
+    with replicas(tiny_model, 2, TRIPTYCH_FEATURE_REUSE="true") as (process, other):
+        state = await handed_back(process, request, after=6)
+        assert not (state.position % 4).any()
+        assert 4 <= state.position.min() <= state.position.max() < 150
+        async with remote(other) as stage:
+            assert (await stage.identity()).takes_cache_interval
+            assert await result_of(stage, replace(request, resume=state)) == await result_of(stage, request)
+            between = replace(state, position=state.position + np.int32(1))
+            with pytest.raises(InvalidValue, match="position must be one that the whole network comes next at"):
+                await result_of(stage, replace(request, resume=between))
 
 
 async def test_sigterm_lets_a_denoising_come_to_its_end_that_nobody_else_can_finish(tiny_model: TinyModel) -> None:

@@ -139,6 +139,12 @@ TABLE = [
     invalid({"guidance_scale": BIG}, "guidance_scale", f"guidance_scale {GUIDANCE}"),
     Bad(body=b'{"prompt": "x", "guidance_scale": 1e999}', status=422, param="guidance_scale", sentence=GUIDANCE),
     invalid({"unconditional_guidance_scale": 31}, "unconditional_guidance_scale", GUIDANCE),
+    # cache_interval
+    invalid({"cache_interval": 0}, "cache_interval", f"cache_interval {STEPS}, not 0"),
+    invalid({"cache_interval": 151}, "cache_interval", f"cache_interval {STEPS}, not 151"),
+    invalid({"cache_interval": 1.5}, "cache_interval", f"cache_interval {STEPS}, not 1.5"),
+    invalid({"cache_interval": "3"}, "cache_interval", f"cache_interval {STEPS}"),
+    invalid({"cache_interval": 2}, "cache_interval", "must be 1 with this model, whose diffusion stage does not reuse features"),
     # seed
     invalid({"seed": -1}, "seed", f"{SEED}, not -1"),
     invalid({"seed": 2**64}, "seed", f"{SEED}, not 18446744073709551616"),

@@ -27,6 +27,7 @@ async def test_a_model_says_what_it_can_do_and_whose_stages_it_has() -> None:
         "default_guidance_scale": 7.5,
         "context_length": 77,
         "max_prompt_chunks": 1,
+        "takes_cache_interval": False,
     }
     assert {name: stage["weights_digest"][0] for name, stage in model["stages"].items()} == {
         "text_encoder": "1",
@@ -44,6 +45,12 @@ async def test_a_gateway_where_nothing_happened_tells_no_steps() -> None:
         "steps": [],
         "topology_problem": None,
     }
+
+
+async def test_whether_features_are_reused() -> None:
+    async with Stages(diffusion=with_profile(FakeDiffusion(), takes_cache_interval=True)).client() as client:
+        (model,) = (await client.get("/models")).json()["models"]
+    assert model["abilities"]["takes_cache_interval"] is True
 
 
 @pytest.mark.parametrize(("takes_masked_image", "way"), [(True, "masked_image"), (False, "known_latents")])

@@ -8,8 +8,9 @@ from typing import Any
 import httpx2
 import pytest
 
-from tests.fakes import FakeDiffusion
+from tests.fakes import FakeDiffusion, with_profile
 from tests.gateway.running import Stages, until
+from triptych.gateway.parameters import SHALLOW_SHARE
 
 KEYS = {"api_keys": "anns-key,bobs-key"}
 
@@ -97,6 +98,26 @@ async def test_when_to_come_back_is_known_from_the_evaluations_that_are_left(mon
     await until(lambda: line.admission.seconds_to_next_place() > 1)
     refused = await line.ask()
     assert refused.result().headers["Retry-After"] == str(50 * 10 - 10)
+    for _ in range(50):
+        line.stages.diffusion.turnstile.release()
+    assert (await running).status_code == 200
+
+
+async def test_under_an_interval_the_first_evaluation_says_more_than_those_that_follow(monkeypatch: pytest.MonkeyPatch) -> None:
+    line = Line(max_waiting_requests=0)
+    with_profile(line.stages.diffusion, takes_cache_interval=True)
+    clock = Clock()
+    monkeypatch.setattr(line.admission, "_clock", clock)
+    line.stages.diffusion.gate = None
+    line.stages.diffusion.turnstile = asyncio.Semaphore(0)
+    running = await line.ask(num_steps=50, cache_interval=5)
+    await until(lambda: line.stages.diffusion.asked)
+    clock.now = 10.0
+    line.stages.diffusion.turnstile.release()
+    await until(lambda: line.stages.diffusion.evaluations == 1)
+    await until(lambda: line.admission.seconds_to_next_place() > 1)
+    refused = await line.ask()
+    assert int(refused.result().headers["Retry-After"]) == pytest.approx((9 + 40 * SHALLOW_SHARE) * 10, abs=1)
     for _ in range(50):
         line.stages.diffusion.turnstile.release()
     assert (await running).status_code == 200

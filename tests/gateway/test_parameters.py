@@ -12,7 +12,7 @@ from tests.fakes import DECODER, DIFFUSION, TEXT_ENCODER
 from triptych.contract import ImageFormat
 from triptych.errors import CallerError, InvalidValue
 from triptych.gateway.body import ALIASES, GenerateBody, parse_body
-from triptych.gateway.parameters import Parameters, resolve
+from triptych.gateway.parameters import SHALLOW_SHARE, Parameters, cost_of, resolve
 from triptych.gateway.registry import Identities
 
 IDENTITIES = Identities(text_encoder=TEXT_ENCODER, diffusion=DIFFUSION, decoder=DECODER)
@@ -51,6 +51,36 @@ def test_guidance_does_not_end_before_it_starts() -> None:
     with pytest.raises(InvalidValue, match=r"no more than guidance_end, which is 0\.5, not 0\.6") as refused:
         resolved(guidance_start=0.6, guidance_end=0.5)
     assert refused.value.param == "guidance_start"
+
+
+REUSING = replace(IDENTITIES, diffusion=replace(DIFFUSION, takes_cache_interval=True))
+
+
+def test_an_interval_is_told_where_it_is_not_the_usual_one() -> None:
+    reusing, usual = (
+        resolve(GenerateBody(prompt="x", seed=1, num_steps=20, cache_interval=interval), "mine", REUSING) for interval in (5, 1)
+    )
+    request = reusing.to_request()
+    assert request.cache_interval == 5
+    assert json.loads(request.image_texts[0])["cache_interval"] == 5
+    assert reusing.as_json().keys() - usual.as_json().keys() == {"cache_interval"}
+    # Four whole evaluations and sixteen shallow ones.
+    assert reusing.work / usual.work == pytest.approx((4 + 16 * SHALLOW_SHARE) / 20)
+
+
+def test_an_interval_is_refused_where_the_stage_does_not_reuse_features() -> None:
+    assert resolved(cache_interval=1).cache_interval == resolved().cache_interval == 1
+    with pytest.raises(InvalidValue, match="whose diffusion stage does not reuse features, not 2") as refused:
+        resolved(cache_interval=2)
+    assert refused.value.param == "cache_interval"
+
+
+@pytest.mark.parametrize(
+    ("evaluations", "cost"), [(0, 0), (1, 1), (3, 1 + 2 * SHALLOW_SHARE), (4, 2 + 2 * SHALLOW_SHARE), (0.4, 0.4)]
+)
+def test_what_evaluations_cost(evaluations: float, cost: float) -> None:
+    assert cost_of(evaluations, 3) == pytest.approx(cost)
+    assert cost_of(evaluations, 1) == evaluations
 
 
 def test_the_models_defaults_are_its_own() -> None:

@@ -17,7 +17,7 @@ from triptych.models.config import (
     STABLE_DIFFUSION_1_5_VAE,
 )
 from triptych.models.text_encoder import build_text_encoder
-from triptych.models.unet import build_shallow_unet, build_unet, num_features
+from triptych.models.unet import build_shallow_unet, build_unet
 from triptych.models.vae import build_vae_decoder, build_vae_encoder
 
 TOLERANCE = 1e-5  # of the output's norm, float32
@@ -85,7 +85,7 @@ def test_the_shallow_unet_on_the_features_of_the_same_latents_predicts_what_the_
     for variable in shallow.weights:
         variable.assign(weights[variable.path])
     found = run_network(whole, UNET_INPUTS)
-    assert found["features"].shape == (2, 4, 8, num_features(config))
+    assert found["features"].shape == (2, 4, 8, config.num_features)
 
     shallow_prediction = run_network(shallow, {**UNET_INPUTS, "features": found["features"]})["prediction"]
     of_others = run_network(shallow, {**UNET_INPUTS, "features": np.zeros_like(found["features"])})["prediction"]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tests.tiny_models import SCHEDULER
+from triptych.checkpoints.checkpoint import UNetPart
 from triptych.sampling.noise import Purpose, normal
 from triptych.sampling.samplers import make_plan
 from triptych.sampling.schedule import ScheduleConfig
@@ -35,7 +36,10 @@ def some_row(sampler: str = "ddim", num_steps: int = 4, seed: int = 7, guidance_
 
 
 class Network:
-    """Predicts the mean of its context plus its timestep / 1000, everywhere, and remembers its calls."""
+    """Predicts the mean of its context plus its timestep / 1000, everywhere, and remembers its calls.
+
+    Its features are its predictions, and where it is given some it adds them.
+    """
 
     def __init__(self) -> None:
         self.calls: list[dict[str, np.ndarray]] = []
@@ -43,7 +47,8 @@ class Network:
     def __call__(self, inputs):
         self.calls.append(inputs)
         level = inputs["context"].mean(axis=(1, 2)) + inputs["timestep"] / 1000
-        return {"prediction": np.broadcast_to(level[:, None, None, None], inputs["latents"].shape).astype(np.float32)}
+        prediction = np.broadcast_to(level[:, None, None, None], inputs["latents"].shape).astype(np.float32)
+        return {"prediction": prediction + inputs.get("features", np.float32(0)), "features": prediction}
 
 
 def test_both_halves_go_in_one_call():
@@ -98,16 +103,55 @@ def test_ancestral_noise_is_that_of_seed_and_position():
     assert np.abs(replace(row, seed=6).advance(prediction).latents - latents).max() > 0.01
 
 
-@pytest.mark.parametrize("guided", [None, range(4), range(2), range(1, 3), range(3, 3)])
+@pytest.mark.parametrize("guided", [None, range(7), range(2), range(1, 3), range(3, 3), range(4, 7), range(5, 6)])
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
-def test_what_is_left_is_what_the_evaluations_to_come_take(guided, guidance_scale):
-    row = replace(some_row(guidance_scale=guidance_scale), guided=guided)
-    lefts, halves = [row.halves_left], []
+@pytest.mark.parametrize("cache_interval", [1, 2, 3, 9])
+def test_what_is_left_is_what_the_evaluations_to_come_take(guided, guidance_scale, cache_interval):
+    row = replace(some_row(num_steps=7, guidance_scale=guidance_scale), guided=guided, cache_interval=cache_interval)
+    lefts, halves = [(row.halves_left, row.whole_halves_left)], []
     while not row.is_finished:
-        halves.append(row.halves)
+        halves.append((row.halves, row.halves if row.part is UNetPart.WHOLE else 0))
         (row,) = evaluate(Network(), [row])
-        lefts.append(row.halves_left)
-    assert lefts == [sum(halves[position:]) for position in range(5)]
+        lefts.append((row.halves_left, row.whole_halves_left))
+    assert lefts == [tuple(sum(each[i] for each in halves[position:]) for i in (0, 1)) for position in range(8)]
+    assert row.is_resumable and row.features == (), "there is nothing left that would take any"
+
+
+def test_each_half_has_the_features_that_it_found_and_no_others():
+    rows = [replace(some_row(seed=seed, num_steps=6), cache_interval=3) for seed in (1, 2)]
+    network = Network()
+    rows = evaluate(network, rows)
+    found = network.calls[0]["context"][:, 0, 0] + network.calls[0]["timestep"] / 1000
+    assert [feature[0, 0, 0] for row in rows for feature in row.features] == found[[0, 2, 1, 3]].tolist()
+    rows = evaluate(network, evaluate(network, rows)[::-1])
+    np.testing.assert_array_equal(network.calls[1]["features"][:, 0, 0, 0], found)
+    np.testing.assert_array_equal(network.calls[2]["features"][:, 0, 0, 0], found[[1, 0, 3, 2]])
+    assert [row.features for row in rows] == [(), ()], "the next evaluation is a whole one"
+    assert all(row.is_resumable for row in rows)
+
+
+def test_a_row_does_not_hold_what_its_mates_found():
+    rows = evaluate(Network(), [replace(some_row(seed=seed), cache_interval=2) for seed in (1, 2)])
+    assert all(feature.base is None for row in rows for feature in row.features)
+
+
+def test_where_guidance_ends_the_unconditional_half_is_left_alone():
+    row = replace(some_row(num_steps=4), cache_interval=4, guided=range(2))
+    network = Network()
+    for _ in range(4):
+        (row,) = evaluate(network, [row])
+    assert [len(call["latents"]) for call in network.calls] == [2, 2, 1, 1]
+    assert network.calls[3]["features"][0, 0, 0, 0] == network.calls[1]["features"][0, 0, 0, 0]
+
+
+def test_where_guidance_begins_all_features_are_new():
+    row = replace(some_row(num_steps=5), cache_interval=4, guided=range(2, 5))
+    parts = []
+    for _ in range(5):
+        parts.append((row.part, row.is_resumable))
+        (row,) = evaluate(Network(), [row])
+    whole, shallow = (UNetPart.WHOLE, True), (UNetPart.SHALLOW, False)
+    assert parts == [whole, shallow, whole, shallow, whole]
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "dpm++_2m", "pndm"])

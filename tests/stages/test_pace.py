@@ -1,8 +1,9 @@
 from __future__ import annotations
 
+from triptych.checkpoints.checkpoint import UNetPart
 from triptych.stages.pace import MEASURED_CALLS, Pace
 
-SMALL, LARGE = ((2, 2, 4), (3, 5)), ((4, 4, 4), (3, 5))
+SMALL, LARGE = (((2, 2, 4), (3, 5)), UNetPart.WHOLE), (((4, 4, 4), (3, 5)), UNetPart.WHOLE)
 
 
 def test_a_row_takes_its_share_of_a_call_and_shapes_are_apart() -> None:

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.stages.test_evaluation import CONFIG, context
+from triptych.checkpoints.checkpoint import UNetPart
 from triptych.contract import Denoised, Priority, State
 from triptych.errors import QueueFull, StageFailed, StageNotReady, StageTimeout
 from triptych.sampling.noise import Purpose, normal
@@ -23,7 +24,7 @@ from triptych.stages.step_batcher import MOST_ROUNDS_WAITED, StepBatcher, choose
 SMALL, LARGE = (2, 2, 4), (4, 4, 4)
 
 
-def some_row(*, num_steps=4, seed=1, guided=True, shape=SMALL, sampler="ddim") -> Row:
+def some_row(*, num_steps=4, seed=1, guided=True, shape=SMALL, sampler="ddim", cache_interval=1) -> Row:
     plan = make_plan(sampler, CONFIG, num_steps)
     latents, sampler_state = plan.initial(normal(seed, Purpose.INITIAL, 0, shape))
     return Row(
@@ -34,6 +35,7 @@ def some_row(*, num_steps=4, seed=1, guided=True, shape=SMALL, sampler="ddim") -
         context=context(seed),
         unconditional_context=context(-1) if guided else None,
         guidance_scale=3.0 if guided else 1.0,
+        cache_interval=cache_interval,
         seed=seed,
     )
 
@@ -62,7 +64,8 @@ class GatedNetwork:
         if self.error is not None:
             raise self.error
         level = inputs["context"].mean(axis=(1, 2))
-        return {"prediction": np.broadcast_to(level[:, None, None, None], inputs["latents"].shape).astype(np.float32)}
+        prediction = np.broadcast_to(level[:, None, None, None], inputs["latents"].shape).astype(np.float32)
+        return {"prediction": prediction, "features": prediction}
 
 
 @pytest.fixture
@@ -71,9 +74,17 @@ def network() -> GatedNetwork:
 
 
 @pytest.fixture
-def batcher(network) -> Iterator[StepBatcher]:
-    shapes = (3, 5)
-    batcher = StepBatcher({(SMALL, shapes): network, (LARGE, shapes): network}, capacity=4, queue_size=6)
+def shallow(network) -> GatedNetwork:
+    """Through the same gate, so that a test sees one call after the other."""
+    shallow = GatedNetwork()
+    shallow.called, shallow.gate = network.called, network.gate
+    return shallow
+
+
+@pytest.fixture
+def batcher(network, shallow) -> Iterator[StepBatcher]:
+    whole, shallows = ({(shape, (3, 5)): each for shape in (SMALL, LARGE)} for each in (network, shallow))
+    batcher = StepBatcher(whole, shallow=shallows, capacity=4, queue_size=6)
     yield batcher
     network.let(1000)
     batcher.close()
@@ -133,6 +144,23 @@ async def test_a_call_has_one_shape_and_shapes_take_turns():
     assert [place.denoising for place in choose_rows([small, large], 16, turn=8)] == [large]
 
 
+async def test_a_call_takes_the_whole_network_or_the_shallow_one_as_whoever_comes_first_wants():
+    whole, shallow = some_denoising(1), some_denoising(2, cache_interval=2)
+    shallow.replace(0, shallow.rows[0].advance(np.zeros(SMALL, np.float32)))
+    assert [place.denoising for place in choose_rows([whole, shallow], 16, turn=8)] == [whole]
+    whole.last_turn = 1
+    assert [place.denoising for place in choose_rows([whole, shallow], 16, turn=8)] == [shallow]
+
+
+async def test_of_a_request_that_comes_first_the_row_that_is_behind_decides_what_a_call_takes():
+    denoising, other = some_denoising(1, 2, cache_interval=2), some_denoising(3)
+    denoising.replace(0, denoising.rows[0].advance(np.zeros(SMALL, np.float32)))
+    assert [(place.denoising, place.index) for place in choose_rows([denoising, other], 16, turn=8)] == [
+        (denoising, 1),
+        (other, 0),
+    ]
+
+
 PRIORITIES = list(Priority)
 
 
@@ -175,7 +203,14 @@ def the_first_of(denoisings: list[Denoising], *, turn: int = 8) -> Denoising:
 
 
 newcomers = st.lists(
-    st.tuples(st.sampled_from(PRIORITIES), st.integers(1, 3), st.sampled_from([SMALL, LARGE]), st.booleans(), st.integers(1, 9)),
+    st.tuples(
+        st.sampled_from(PRIORITIES),
+        st.integers(1, 3),
+        st.sampled_from([SMALL, LARGE]),
+        st.booleans(),
+        st.integers(1, 9),
+        st.sampled_from([1, 1, 2, 3]),
+    ),
     max_size=3,
 )
 
@@ -189,8 +224,8 @@ def test_nothing_starves(capacity, arrivals):
         running: list[Denoising] = []
         most = 1
         for turn, coming in enumerate([*arrivals, *[[]] * 200], start=1):
-            for priority, rows, shape, is_hurried, num_steps in coming:
-                denoising = a_denoising(rows, shape, num_steps, priority)
+            for priority, rows, shape, is_hurried, num_steps, cache_interval in coming:
+                denoising = a_denoising(rows, shape, num_steps, priority, cache_interval)
                 denoising.is_hurried, denoising.deadline = is_hurried, float(-turn)
                 denoising.last_turn = turn - 2
                 running.append(denoising)
@@ -209,8 +244,8 @@ def test_nothing_starves(capacity, arrivals):
 _ROWS = {shape: some_row(num_steps=9, shape=shape) for shape in (SMALL, LARGE)}
 
 
-def a_denoising(rows: int, shape, num_steps: int, priority: str) -> Denoising:
-    row = replace(_ROWS[shape], position=9 - num_steps)
+def a_denoising(rows: int, shape, num_steps: int, priority: str, cache_interval: int) -> Denoising:
+    row = replace(_ROWS[shape], position=9 - num_steps, cache_interval=cache_interval)
     return Denoising([row] * rows, state_key="key", priority=priority)
 
 
@@ -225,6 +260,18 @@ async def test_a_denoising_that_comes_later_joins_between_two_evaluations(batche
     network.let(100)
     await asyncio.gather(latents_of(first), latents_of(second))
     assert network.calls == [[1, -1], [2, 1, -1, -1], [1, 2, -1, -1], [2, -1]]
+
+
+async def test_requests_of_one_interval_fall_into_step(batcher, network, shallow):
+    first, second = (some_denoising(seed, num_steps=9, cache_interval=3) for seed in (1, 2))
+    batcher.join(first)
+    await called(network)
+    batcher.join(second)
+    network.let(100)
+    await asyncio.gather(latents_of(first), latents_of(second))
+    # The first is one ahead, waits for the second where that takes the whole network, and from then on they share all calls.
+    assert [sorted(call) for call in network.calls] == [[-1, 1], [-1, 2], [-1, -1, 1, 2], [-1, -1, 1, 2]]
+    assert [sorted(call) for call in shallow.calls] == [[-1, -1, 1, 2]] * 6
 
 
 async def test_a_short_request_does_not_wait_for_long_ones(batcher, network):
@@ -322,7 +369,7 @@ async def test_numbers_that_are_none_fail_their_request_alone(batcher, network):
 
 
 def seconds_per_row(batcher: StepBatcher, seconds: float) -> None:
-    batcher._pace.measure((SMALL, (3, 5)), 1, seconds)
+    batcher._pace.measure(((SMALL, (3, 5)), UNetPart.WHOLE), 1, seconds)
 
 
 async def test_a_full_queue_says_when_the_shortest_of_those_on_their_way_is_done(batcher, network):
@@ -334,6 +381,55 @@ async def test_a_full_queue_says_when_the_shortest_of_those_on_their_way_is_done
     with pytest.raises(QueueFull) as caught:
         batcher.join(some_denoising(7))
     assert caught.value.retry_after_seconds == pytest.approx(3 * 4 * 2 * 0.5)
+
+
+def seconds_per_shallow_row(batcher: StepBatcher, seconds: float) -> None:
+    batcher._pace.measure(((SMALL, (3, 5)), UNetPart.SHALLOW), 1, seconds)
+
+
+async def test_what_is_left_is_counted_by_what_it_takes_of_the_network(batcher, network):
+    """Of 10 evaluations under an interval of 5 two are whole ones: 2 s and 8 times a quarter, for each half."""
+    seconds_per_row(batcher, 1.0)
+    seconds_per_shallow_row(batcher, 0.25)
+    batcher.join(some_denoising(1, 2, 3, 4, 5, 6, num_steps=50))
+    reusing = some_denoising(7, num_steps=10, cache_interval=5)
+    assert batcher._seconds_to_the_end(reusing, []) == pytest.approx(2 * 4.0)
+    with pytest.raises(QueueFull) as caught:
+        batcher.join(some_denoising(8))
+    assert caught.value.retry_after_seconds == pytest.approx(50 * 12 * 1.0)
+
+
+async def test_a_full_queue_of_shallow_rows_does_not_keep_callers_away_for_longer_than_it_takes(batcher, network):
+    seconds_per_row(batcher, 1.0)
+    seconds_per_shallow_row(batcher, 0.25)
+    batcher.join(some_denoising(1, 2, 3, 4, 5, 6, num_steps=10, cache_interval=5))
+    with pytest.raises(QueueFull) as caught:
+        batcher.join(some_denoising(8))
+    assert caught.value.retry_after_seconds == pytest.approx(6 * 2 * 4.0)
+
+
+async def test_a_deadline_that_shallow_rows_meet_is_no_reason_to_refuse(batcher, network):
+    seconds_per_row(batcher, 1.0)
+    seconds_per_shallow_row(batcher, 0.25)
+    batcher.join(some_denoising(1, num_steps=50, cache_interval=5, deadline=time.monotonic() + 1000))
+    # Four rows a call: 4 s for a whole one, 1 s for a shallow one, so 16 s, where whole ones alone would take 40 s.
+    batcher.join(some_denoising(2, num_steps=10, cache_interval=5, deadline=time.monotonic() + 17))
+    with pytest.raises(StageTimeout, match=r"the 10 evaluations that are left take 16\.0 s"):
+        batcher.join(some_denoising(3, num_steps=10, cache_interval=5, deadline=time.monotonic() + 12))
+
+
+async def test_whoever_cannot_share_calls_is_no_reason_to_fail_early(batcher, network, shallow):
+    """Another size, or another interval, may be in no call of a request: with a place in every call it has these for itself."""
+    for _ in range(32):
+        seconds_per_row(batcher, 1.0)
+    request = some_denoising(1, num_steps=10, deadline=time.monotonic() + 20)
+    batcher.join(request)
+    batcher.join(some_denoising(2, num_steps=50, cache_interval=3))
+    await called(network)
+    network.let(1)
+    await called(network)
+    # 9 turns of its two rows are 18 s; of four rows they would be 36 s.
+    assert request.is_wanted
 
 
 async def test_a_batcher_without_a_place_refuses_everybody():

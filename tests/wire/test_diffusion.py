@@ -41,6 +41,7 @@ def state_of(n: int) -> DenoiseState:
         replace(DENOISE, unconditional_context=None, guidance_scale=1.0, initial_noise=None),
         replace(DENOISE, context=CONTEXT[:1], initial_noise=LATENTS[:1]),
         replace(DENOISE, guidance_start=0.25, guidance_end=0.5),
+        replace(DENOISE, cache_interval=3),
         replace(DENOISE, init_latents=LATENTS[:1], strength=0.3),
         replace(DENOISE, init_latents=LATENTS, mask=LATENTS[..., :1], num_resamples=4),
     ],
@@ -56,6 +57,14 @@ def test_metadata_says_what_a_model_inpaints_with() -> None:
     assert "masked_image_latents" not in plain
     assert (masked["masked_image_latents"].shape, masked["masked_image_latents"].optional) == ((-1, -1, -1, 4), False)
     assert diffusion.from_metadata(diffusion.to_metadata(inpainting)) == inpainting
+
+
+def test_metadata_says_whether_features_are_reused() -> None:
+    reusing = replace(DIFFUSION, takes_cache_interval=True)
+    metadata = diffusion.to_metadata(reusing)
+    assert diffusion.from_metadata(metadata) == reusing
+    older = {name: value for name, value in metadata.parameters.items() if name != "takes_cache_interval"}
+    assert not diffusion.from_metadata(replace(metadata, parameters=older)).takes_cache_interval
 
 
 def test_a_masked_image_arrives_where_it_is_taken() -> None:
@@ -122,6 +131,8 @@ def test_latents_that_are_no_answer_are_refused(latents: np.ndarray, sentence: s
         ({}, {"guidance_scale": 101}, "guidance_scale must be a number from 0 to 100"),
         ({}, {"guidance_start": -0.1}, "guidance_start must be a number from 0 to 1"),
         ({}, {"guidance_end": 1.5}, "guidance_end must be a number from 0 to 1"),
+        ({}, {"cache_interval": 0}, "cache_interval must be a whole number from 1 to 1000"),
+        ({}, {"cache_interval": 1.5}, "cache_interval must be a whole number from 1 to 1000"),
         ({}, {"sampler": 7}, "sampler must be a text of at most 64 characters"),
         ({}, {"width": 64.0}, "width must be a whole number from 1 to 8192"),
         ({}, {"height": 8193}, "height must be a whole number from 1 to 8192"),

@@ -30,6 +30,15 @@ class Network(StrEnum):
         return "vae" if self in (Network.VAE_ENCODER, Network.VAE_DECODER) else self.value
 
 
+class UNetPart(StrEnum):
+    """What an evaluation computes of a U-Net whose features are reused by later ones: see `models.unet`."""
+
+    WHOLE = "whole"
+    """All of it, and the features beside the prediction."""
+    SHALLOW = "shallow"
+    """Its layers nearest to the latents, on the features of an earlier evaluation."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelFacts:
     """What the networks of a model do not say themselves.
@@ -105,35 +114,42 @@ class Checkpoint(Protocol):
         """sha256 of what holds the network's weights, in hexadecimal. Gigabytes may be read."""
 
 
-def load_network(checkpoint: Checkpoint, network: Network, *, data_format: str | None = None) -> keras.Model:
+def load_network(
+    checkpoint: Checkpoint, network: Network, *, part: UNetPart | None = None, data_format: str | None = None
+) -> keras.Model:
     """A network, built and with its weights.
+
+    Args:
+        part: Of the U-Net where its features are reused; None where they are not.
 
     Raises:
         CheckpointError: As `load_weights`, and where the configuration is not one of ours.
     """
     from triptych.models.text_encoder import build_text_encoder
-    from triptych.models.unet import build_unet
+    from triptych.models.unet import build_shallow_unet, build_unet
     from triptych.models.vae import build_vae_decoder, build_vae_encoder
 
     fresh = {"kernel_initializer": "zeros"}  # random ones would take longer than the loading
     match network:
         case Network.TEXT_ENCODER:
             model = build_text_encoder(checkpoint.text_encoder, embeddings_initializer="zeros", **fresh)
+        case Network.UNET if part is UNetPart.SHALLOW:
+            model = build_shallow_unet(checkpoint.unet, data_format=data_format, **fresh)
         case Network.UNET:
-            model = build_unet(checkpoint.unet, data_format=data_format, **fresh)
+            model = build_unet(checkpoint.unet, keep_features=part is not None, data_format=data_format, **fresh)
         case Network.VAE_ENCODER:
             model = build_vae_encoder(checkpoint.vae, data_format=data_format, **fresh)
         case Network.VAE_DECODER:
             model = build_vae_decoder(checkpoint.vae, data_format=data_format, **fresh)
-    load_weights(model, checkpoint, network)
+    load_weights(model, checkpoint, network, is_part=part is UNetPart.SHALLOW)
     return model
 
 
-def load_weights(model: keras.Model, checkpoint: Checkpoint, network: Network) -> None:
-    """Fills a network with its weights.
+def load_weights(model: keras.Model, checkpoint: Checkpoint, network: Network, *, is_part: bool = False) -> None:
+    """Fills a network, or what is a part of one, with its weights.
 
     Raises:
         CheckpointError: A file is missing, damaged or a pickle; or its tensors are not those of the network.
     """
     with checkpoint.tensors(network) as tensors:
-        fill(model, tensors)
+        fill(model, tensors, is_part=is_part)

@@ -145,14 +145,17 @@ def read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def fill(model: keras.Model, tensors: Tensors) -> None:
+def fill(model: keras.Model, tensors: Tensors, *, is_part: bool = False) -> None:
     """Fills a network with tensors.
+
+    Args:
+        is_part: Whether the network is a part of that whose tensors these are.
 
     Raises:
         CheckpointError: They are not those of the network, or damaged.
     """
     variables = _variables(model)
-    _refuse_other_names(tensors, variables.keys())
+    _refuse_other_names(tensors, variables.keys(), is_part=is_part)
     for name, variable in variables.items():
         _place(variable, tensors, name)
 
@@ -285,9 +288,9 @@ def _for_disk(variable: Any) -> NDArray[np.float16]:
         return np.ascontiguousarray(array, dtype=np.float16)
 
 
-def _refuse_other_names(tensors: Tensors, wanted: Collection[str]) -> None:
+def _refuse_other_names(tensors: Tensors, wanted: Collection[str], *, is_part: bool) -> None:
     found = set(tensors.names())
     if missing := set(wanted) - found:
         raise CheckpointError(f"{tensors.origin} is not of this architecture: it lacks {first_names(missing)}")
-    if surplus := found - set(wanted):
+    if (surplus := found - set(wanted)) and not is_part:
         raise CheckpointError(f"{tensors.origin} is not of this architecture: it has surplus {first_names(surplus)}")

@@ -40,6 +40,7 @@ NumSteps = Annotated[int | None, typer.Option("--num-steps", "--steps", help="St
 GuidanceScale = Annotated[float | None, typer.Option(help="How strongly the prompt leads.")]
 GuidanceStart = Annotated[float | None, typer.Option(help="From which share of the steps on, 0 to 1.")]
 GuidanceEnd = Annotated[float | None, typer.Option(help="Up to which share of the steps, 0 to 1.")]
+CacheInterval = Annotated[int | None, typer.Option(help="Compute the whole U-Net at every N-th evaluation only; 1 is always.")]
 Seed = Annotated[int | None, typer.Option(help="The same seed makes the same picture.")]
 Width = Annotated[int | None, typer.Option(help="Pixels.")]
 Height = Annotated[int | None, typer.Option(help="Pixels.")]
@@ -202,6 +203,7 @@ def generate(
     guidance_scale: GuidanceScale = None,
     guidance_start: GuidanceStart = None,
     guidance_end: GuidanceEnd = None,
+    cache_interval: CacheInterval = None,
     seed: Seed = None,
     width: Width = None,
     height: Height = None,
@@ -235,6 +237,7 @@ def generate(
         guidance_scale=guidance_scale,
         guidance_start=guidance_start,
         guidance_end=guidance_end,
+        cache_interval=cache_interval,
         seed=seed,
         width=width,
         height=height,
@@ -311,6 +314,7 @@ def submit_job(
     guidance_scale: GuidanceScale = None,
     guidance_start: GuidanceStart = None,
     guidance_end: GuidanceEnd = None,
+    cache_interval: CacheInterval = None,
     seed: Seed = None,
     width: Width = None,
     height: Height = None,
@@ -344,6 +348,7 @@ def submit_job(
         guidance_scale=guidance_scale,
         guidance_start=guidance_start,
         guidance_end=guidance_end,
+        cache_interval=cache_interval,
         seed=seed,
         width=width,
         height=height,

@@ -74,6 +74,17 @@ class GenerateBody(BaseModel):
         Allowed("a number from 0 to 1"),
         Field(ge=0, le=1, allow_inf_nan=False, description="Up to which share of the steps there is guidance; 1 by default."),
     ] = None
+    cache_interval: Annotated[
+        int | None,
+        Allowed("a whole number from 1 to 150"),
+        Field(
+            ge=1,
+            le=150,
+            description="N: compute the whole U-Net at every N-th evaluation only, in between a small part of it on what the "
+            "whole one found out; 1 by default, which is always. Faster, and another picture. `GET /models` says where it may "
+            "be more, as `takes_cache_interval`.",
+        ),
+    ] = None
     seed: Annotated[
         int | None,
         Allowed("a whole number from 0 to 18446744073709551615"),

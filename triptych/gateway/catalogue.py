@@ -49,6 +49,7 @@ class Abilities(BaseModel):
     default_guidance_scale: float
     context_length: int = Field(description="Tokens of a context, the two marks of a prompt's start and end included.")
     max_prompt_chunks: int = Field(description="Contexts that a prompt may take under `long_prompt`.")
+    takes_cache_interval: bool = Field(description="Whether a `cache_interval` above 1 may be asked for.")
 
 
 class ModelAnswer(BaseModel):
@@ -171,6 +172,7 @@ def _abilities(identities: Identities) -> Abilities:
         default_guidance_scale=diffusion.default_guidance_scale,
         context_length=identities.text_encoder.context_length,
         max_prompt_chunks=min(identities.text_encoder.max_prompt_chunks, diffusion.max_prompt_chunks),
+        takes_cache_interval=diffusion.takes_cache_interval,
     )
 
 

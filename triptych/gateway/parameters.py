@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import secrets
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,6 +14,9 @@ from triptych.gateway.body import GenerateBody, cut, shown
 from triptych.gateway.editing import NO_PICTURES, Pictures, describe_edit, resolve_edit
 from triptych.gateway.registry import Identities
 from triptych.pipeline import Edit, GenerateRequest
+
+SHALLOW_SHARE = 1 / 3
+"""What an evaluation on features of an earlier one is taken to cost, in whole ones: only the stage measures it."""
 
 DRAWN_SEEDS = 2**32
 """A drawn seed is below this, so that JavaScript, whose numbers end at 2^53, keeps it exactly."""
@@ -37,6 +41,7 @@ class Parameters:
     long_prompt: bool
     guidance_start: float = 0.0
     guidance_end: float = 1.0
+    cache_interval: int = 1
     edit: Edit | None = None
     mask_blur: int = 0
     takes_masked_image: bool = False
@@ -46,14 +51,14 @@ class Parameters:
         """How much it asks of the diffusion stage: pixels, for each row of the network and each evaluation."""
         rows = self.num_images * (1 if self.guidance_scale == 1 else 1 + self.guidance_end - self.guidance_start)
         steps = self.num_steps if self.edit is None else self.num_steps * self.edit.strength * self.edit.num_resamples
-        return max(1.0, steps * rows * self.width * self.height)
+        return max(1.0, cost_of(steps, self.cache_interval) * rows * self.width * self.height)
 
     def as_json(self) -> dict[str, Any]:
-        plain = {name: getattr(self, name) for name in _PLAIN} | self._guidance_limits
+        plain = {name: getattr(self, name) for name in _PLAIN} | self._unusual
         return plain if self.edit is None else plain | describe_edit(self.edit, self.mask_blur)
 
     def to_request(self) -> GenerateRequest:
-        fields = {name: getattr(self, name) for name in _PLAIN if name not in ("model", "output_format")} | self._guidance_limits
+        fields = {name: getattr(self, name) for name in _PLAIN if name not in ("model", "output_format")} | self._unusual
         request = GenerateRequest(
             **fields, image_format=self.output_format, edit=self.edit, takes_masked_image=self.takes_masked_image
         )
@@ -61,10 +66,9 @@ class Parameters:
         return replace(request, image_texts=self._image_texts(request.seeds)) if is_png else request
 
     @property
-    def _guidance_limits(self) -> dict[str, float]:
-        """Told only where they are not the usual ones."""
-        limits = {"guidance_start": (self.guidance_start, 0.0), "guidance_end": (self.guidance_end, 1.0)}
-        return {name: value for name, (value, usual) in limits.items() if value != usual}
+    def _unusual(self) -> dict[str, Any]:
+        """What is told only where it is not as usual."""
+        return {name: value for name, usual in _USUAL.items() if (value := getattr(self, name)) != usual}
 
     def _image_texts(self, seeds: tuple[int, ...]) -> tuple[str, ...]:
         """For each picture what makes it again, and nothing that changes between two runs: equal requests, equal bytes."""
@@ -76,8 +80,15 @@ class Parameters:
         return tuple(json.dumps(shared | {"seed": seed}, sort_keys=True, ensure_ascii=False) for seed in seeds)
 
 
-_TOLD_APART = ("guidance_start", "guidance_end", "edit", "mask_blur", "takes_masked_image")
+_USUAL = {"guidance_start": 0.0, "guidance_end": 1.0, "cache_interval": 1}
+_TOLD_APART = (*_USUAL, "edit", "mask_blur", "takes_masked_image")
 _PLAIN = tuple(name for name in Parameters.__annotations__ if name not in _TOLD_APART)
+
+
+def cost_of(evaluations: float, cache_interval: int) -> float:
+    """Of the first so many evaluations of a request, in whole ones."""
+    whole = min(evaluations, math.ceil(evaluations / cache_interval))
+    return whole + SHALLOW_SHARE * (evaluations - whole)
 
 
 def draw_seed() -> int:
@@ -108,6 +119,7 @@ def resolve(body: GenerateBody, model: str, identities: Identities, pictures: Pi
         truncate=bool(body.truncate),
         long_prompt=bool(body.long_prompt),
         **_guidance_limits(body),
+        cache_interval=_resolve_cache_interval(body.cache_interval, takes_it=diffusion.takes_cache_interval),
         edit=edit,
         mask_blur=body.mask_blur or 0,
         takes_masked_image=diffusion.takes_masked_image,
@@ -145,6 +157,15 @@ def _guidance_limits(body: GenerateBody) -> dict[str, float]:
             f"guidance_start must be no more than guidance_end, which is {end:g}, not {start:g}", param="guidance_start"
         )
     return {"guidance_start": start, "guidance_end": end}
+
+
+def _resolve_cache_interval(cache_interval: int | None, *, takes_it: bool) -> int:
+    if cache_interval not in (None, 1) and not takes_it:
+        raise InvalidValue(
+            f"cache_interval must be 1 with this model, whose diffusion stage does not reuse features, not {cache_interval}",
+            param="cache_interval",
+        )
+    return cache_interval or 1
 
 
 def _resolve_sampler(sampler: str | None, samplers: tuple[str, ...]) -> str:

@@ -12,6 +12,7 @@ from typing import TypeAlias
 from triptych.contract import StageName
 from triptych.errors import InvalidValue, StageBrokeOff, StageError, StageNotReady, StageTimeout
 from triptych.gateway.orders import Job, Order, find, give
+from triptych.gateway.parameters import cost_of
 from triptych.gateway.previews import Preview, Previews
 from triptych.gateway.state import Gateway
 from triptych.gateway.waiting import Wait
@@ -66,11 +67,13 @@ async def outcome_of(events: AsyncGenerator[Event, None]) -> Outcome:
 async def _carry_out(gateway: Gateway, order: Order, job: Job | None, held: ExitStack, tell: Callable[[Event], None]) -> None:
     queued = time.monotonic()
     work = None if job is None else job.parameters.work
+    cache_interval = order.body.cache_interval or 1
     async with gateway.admission.turn(order.deadline, key=order.key, priority=order.priority, work=work) as turn:
 
         def note_and_tell(event: Event) -> None:
             if isinstance(event, StageProgress) and event.position and event.num_evaluations:
-                turn.note(event.position / event.num_evaluations)
+                done, all_ = (cost_of(number, cache_interval) for number in (event.position, event.num_evaluations))
+                turn.note(done / all_)
             tell(event)
 
         attempt, generated = await _try_until_made(gateway, order, job, held, note_and_tell)

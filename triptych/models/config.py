@@ -60,6 +60,9 @@ _VAE_BLOCK_TYPES = {"down_block_types": ("DownEncoderBlock2D",), "up_block_types
 
 _OURS = {"ours": True}  # marks a field that diffusers does not have
 
+SHALLOW_LAYERS = 2
+"""Of the way up, in the shallow U-Net: the last two, and of the way down what they want of it."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkConfig:
@@ -148,6 +151,12 @@ class UNetConfig(NetworkConfig):
     def num_heads(self) -> tuple[int, ...]:
         """Attention heads, by level."""
         return self._by_level(self.attention_head_dim)
+
+    @property
+    def num_features(self) -> int:
+        """Channels of what enters the shallow part of the way up."""
+        begins_the_block = self.num_layers[0] + 1 == SHALLOW_LAYERS and len(self.block_out_channels) > 1
+        return self.block_out_channels[1 if begins_the_block else 0]
 
     def _by_level(self, value: int | tuple[int, ...]) -> tuple[int, ...]:
         return value if isinstance(value, tuple) else (value,) * len(self.block_out_channels)

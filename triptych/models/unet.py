@@ -9,18 +9,16 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from triptych.models.config import UNetConfig
+from triptych.models.config import SHALLOW_LAYERS, UNetConfig
 from triptych.models.layers import ImageLayers, layer_norm
-
-SHALLOW_LAYERS = 2
-"""Of the way up, in the shallow U-Net: the last two, and of the way down what they want of it."""
 
 
 def build_unet(config: UNetConfig, *, keep_features=False, data_format=None, kernel_initializer="glorot_uniform") -> keras.Model:
     """The U-Net.
 
     Inputs: `latents` (B, H/8, W/8, C), `timestep` (B,) in 0..999 and not necessarily whole, `context` (B, T, D).
-    Outputs: `prediction` (B, H/8, W/8, 4); with `keep_features` also `features` (B, H/8, W/8, F), for the shallow U-Net.
+    Outputs: `prediction` (B, H/8, W/8, 4); with `keep_features` also `features` (B, H/8, W/8, F), for the shallow U-Net;
+        F is the configuration's `num_features`.
     """
     net = UNetLayers(config, data_format, kernel_initializer)
     inputs = _inputs(config)
@@ -44,17 +42,11 @@ def build_shallow_unet(config: UNetConfig, *, data_format=None, kernel_initializ
     Outputs: `prediction` (B, H/8, W/8, 4).
     """
     net = UNetLayers(config, data_format, kernel_initializer)
-    inputs = {**_inputs(config), "features": keras.Input((None, None, num_features(config)), name="features")}
+    inputs = {**_inputs(config), "features": keras.Input((None, None, config.num_features), name="features")}
     time, context = net.time_embedding(inputs["timestep"]), inputs["context"]
     skips = list(islice(net.down(net.conv_in(inputs["latents"]), time, context), SHALLOW_LAYERS))
     x = net.up(net.enter(inputs["features"]), skips, time, context, net.up_layers[-SHALLOW_LAYERS:])
     return keras.Model(inputs, {"prediction": net.conv_out(x)}, name="shallow_unet")
-
-
-def num_features(config: UNetConfig) -> int:
-    """F: the channels of what enters the shallow part of the way up."""
-    begins_the_block = config.num_layers[0] + 1 == SHALLOW_LAYERS and len(config.block_out_channels) > 1
-    return config.block_out_channels[1 if begins_the_block else 0]
 
 
 def _inputs(config: UNetConfig):

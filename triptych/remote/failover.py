@@ -151,7 +151,7 @@ class Journey:
         self._identity: DiffusionIdentity | None = None
         self._state_numerics: Numerics | None = None
         self._num_evaluations = request.num_steps
-        self._told_state = -1
+        self._told_state = 0 if request.resume is None else int(request.resume.position.min())
         self.state: DenoiseState | None = None
         self.told = 0
         self.reached = self.position
@@ -238,5 +238,6 @@ class Journey:
                 yield replace(event, warnings=(*event.warnings, *self.warnings))
 
     def _is_asked_for(self, position: int) -> bool:
+        """Whether a state was due since the last one that was told; under a `cache_interval` it comes later than it is due."""
         every = self._request.progress_every
-        return every is not None and position % every == 0 and position > self._told_state
+        return every is not None and position // every > self._told_state // every

@@ -226,6 +226,11 @@ class StageSettings(ServerSettings):
     """Chunks of a context that a long prompt may have, as in `long_prompt=true`; told to the text encoder and the diffusion stage
     alike. For each number of chunks the diffusion stage has a network of its own, which costs another copy of the weights."""
 
+    feature_reuse: bool = False
+    """The diffusion stage takes `cache_interval`: most evaluations of such a request compute a shallow part of the U-Net, on what
+    all of it found out in an earlier one. For each size of picture it has a second network, which costs time at the start and
+    memory; and what is kept of a picture between two evaluations is more."""
+
     cached_contexts: Annotated[int, Field(ge=0)] = 256
     """Prompts whose contexts the text encoder keeps; 0 keeps none."""
 

@@ -28,10 +28,11 @@ class Denoising:
     Made by the waiter, in its event loop. `events` and `leave` are the waiter's, the rest is the batcher's thread's.
 
     Args:
-        rows: All of one plan and one shape.
+        rows: All of one plan, one shape and one cache_interval; each can be resumed where it is.
         state_key: What goes with every state, so that nobody resumes it under another plan.
         deadline: Of `time.monotonic()`; past it nobody waits.
-        progress_every: Evaluations between two states; None asks for none.
+        progress_every: Evaluations between two states, which come as soon as all rows have got so far and can be resumed from
+            somewhere; None asks for none.
         previews: Whether states carry the predicted original.
         priority: A `Priority`.
         finish_here: Whether nobody else can finish it: see `DenoiseRequest`.
@@ -63,6 +64,9 @@ class Denoising:
         self.is_hurried = False
         self._evaluations_at_first = self.evaluations_left
         self._told = self.position
+        self._resumable = list(rows)
+        self._has_new_state = False
+        self._state_told = self._resumable_at
         self._left = False
         self._unread: list[DenoiseEvent | TriptychError] = []
         self._told_something = asyncio.Event()
@@ -71,6 +75,11 @@ class Denoising:
     @property
     def shape(self) -> Shape:
         return self.rows[0].shape
+
+    @property
+    def company(self) -> tuple[Shape, int]:
+        """Denoisings of equal company share all calls that they can: they fall into step."""
+        return self.shape, self.rows[0].cache_interval
 
     @property
     def due(self) -> float:
@@ -92,6 +101,11 @@ class Denoising:
         return sum(row.halves_left for row in self.rows)
 
     @property
+    def whole_evaluations_left(self) -> int:
+        """Those of them that take the whole network."""
+        return sum(row.whole_halves_left for row in self.rows)
+
+    @property
     def turns_left(self) -> int:
         """Turns of all of its rows that are still to come."""
         return self.num_evaluations - self.position
@@ -105,6 +119,11 @@ class Denoising:
     def has_advanced(self) -> bool:
         """Whether anything has been evaluated here."""
         return self.evaluations_left < self._evaluations_at_first
+
+    @property
+    def _resumable_at(self) -> int:
+        """Evaluations that need not be made again by whoever goes on from the newest state."""
+        return min(row.position for row in self._resumable)
 
     def precedes(self, other: Denoising) -> bool:
         """Whether it would come first if both were in a hurry."""
@@ -176,13 +195,16 @@ class Denoising:
 
     def hand_back(self) -> None:
         """Ends with the newest state, if there is one that the waiter cannot have, so that another replica may go on from it."""
-        if self.has_advanced:
+        if self._has_new_state:
             self._tell(self._state())
         self.fail(stopping())
 
     def replace(self, index: int, row: Row) -> None:
         """A row, one evaluation further."""
         self.rows[index] = row
+        if row.is_resumable:
+            self._resumable[index] = row
+            self._has_new_state = True
 
     def report(self) -> None:
         """Tells the waiter how far all rows are, if that is further than before."""
@@ -196,7 +218,8 @@ class Denoising:
         self._tell(Progress(position=position, num_evaluations=self.num_evaluations))
         if position == self.num_evaluations:
             self._tell(self._result())
-        elif self.progress_every and position % self.progress_every == 0:
+        elif self.progress_every and self._resumable_at // self.progress_every > self._state_told // self.progress_every:
+            self._state_told = self._resumable_at
             self._tell(self._state())
 
     def fail(self, error: TriptychError) -> None:
@@ -207,17 +230,18 @@ class Denoising:
         return Denoised(latents=np.stack([row.latents for row in self.rows]))
 
     def _state(self) -> State:
+        """The newest: of each row as it last could be resumed."""
         state = DenoiseState(
-            latents=np.stack([row.latents for row in self.rows]),
-            sampler_state=np.stack([row.sampler_state for row in self.rows]),
-            position=np.array([row.position for row in self.rows], np.int32),
+            latents=np.stack([row.latents for row in self._resumable]),
+            sampler_state=np.stack([row.sampler_state for row in self._resumable]),
+            position=np.array([row.position for row in self._resumable], np.int32),
             state_key=self.state_key,
         )
         return State(state=state, predicted_original=self._predicted_original() if self.previews else None)
 
     def _predicted_original(self) -> Float32:
         # A row that was resumed and has not been evaluated since stands for itself.
-        return np.stack([row.latents if row.predicted_original is None else row.predicted_original for row in self.rows])
+        return np.stack([row.latents if row.predicted_original is None else row.predicted_original for row in self._resumable])
 
     def _tell(self, event: DenoiseEvent | TriptychError) -> None:
         try:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from bisect import bisect_left
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from functools import lru_cache
 
 import numpy as np
 
-from triptych.checkpoints.checkpoint import Network
+from triptych.checkpoints.checkpoint import Network, UNetPart
 from triptych.contract import (
     DenoiseEvent,
     DenoiseRequest,
@@ -21,7 +21,7 @@ from triptych.contract import (
     Task,
     check_denoise,
 )
-from triptych.engines import RowSpec
+from triptych.engines import CompiledNetwork, RowSpec
 from triptych.errors import CheckpointError, Conflict, InvalidValue
 from triptych.sampling.inpainting import resampled
 from triptych.sampling.noise import NOISE_VERSION, Purpose, normal
@@ -29,7 +29,7 @@ from triptych.sampling.plan import Plan
 from triptych.sampling.samplers import SAMPLERS, first_step_of, make_plan
 from triptych.sampling.schedule import ScheduleConfig
 from triptych.stages.denoising import Denoising
-from triptych.stages.evaluation import Known, Row
+from triptych.stages.evaluation import Known, Row, Shape
 from triptych.stages.local_stage import LocalStage, NetworkLoader
 from triptych.stages.options import StageOptions
 from triptych.stages.step_batcher import StepBatcher
@@ -59,25 +59,17 @@ class DiffusionStage(LocalStage[DiffusionIdentity]):
         chunks = range(1, self.options.max_prompt_chunks + 1)
         sizes = networks.sizes(vae.downsampling * 2 ** (len(config.block_out_channels) - 1))
         self._schedule = ScheduleConfig.from_dict(networks.files.scheduler)
-        compiled = [
-            networks.load(
-                Network.UNET,
+        self._batcher = self._make_batcher(
+            networks,
+            [
                 {
                     "latents": RowSpec(shape=(height // vae.downsampling, width // vae.downsampling, config.in_channels)),
                     "timestep": RowSpec(shape=(), below=self._schedule.num_train_timesteps),
                     "context": RowSpec(shape=(number * length, width_of_context)),
-                },
-            )
-            for width, height in sizes
-            for number in chunks
-        ]
-        self._batcher = StepBatcher(
-            {
-                ((*network.rows["latents"].shape[:2], vae.latent_channels), network.rows["context"].shape): network
-                for network in compiled
-            },
-            capacity=min(network.usable_batch_sizes[-1] for network in compiled),
-            queue_size=self.options.queue_size,
+                }
+                for width, height in sizes
+                for number in chunks
+            ],
         )
         return DiffusionIdentity(
             model=facts.model,
@@ -100,7 +92,29 @@ class DiffusionStage(LocalStage[DiffusionIdentity]):
             default_guidance_scale=facts.guidance_scale,
             max_prompt_chunks=self.options.max_prompt_chunks,
             takes_masked_image=takes_masked_image,
+            takes_cache_interval=self.options.feature_reuse,
             warnings=facts.warnings,
+        )
+
+    def _make_batcher(self, networks: NetworkLoader, rows: Sequence[Mapping[str, RowSpec]]) -> StepBatcher:
+        """With a network for each of these rows, and where features are reused with a shallow one too."""
+        config, channels = networks.files.unet, networks.files.vae.latent_channels
+
+        def load(row: Mapping[str, RowSpec], part: UNetPart | None) -> tuple[Shape, CompiledNetwork]:
+            height, width, _ = row["latents"].shape
+            if part is UNetPart.SHALLOW:
+                row = {**row, "features": RowSpec(shape=(height, width, config.num_features))}
+            return ((height, width, channels), row["context"].shape), networks.load(Network.UNET, row, part=part)
+
+        # A whole network gives the same predictions whether its features come out or not: the tests say so for every engine.
+        reuse = self.options.feature_reuse
+        whole = dict(load(row, UNetPart.WHOLE if reuse else None) for row in rows)
+        shallow = dict(load(row, UNetPart.SHALLOW) for row in rows) if reuse else {}
+        return StepBatcher(
+            whole,
+            shallow=shallow,
+            capacity=min(network.usable_batch_sizes[-1] for network in (*whole.values(), *shallow.values())),
+            queue_size=self.options.queue_size,
         )
 
     def hand_back(self, *, all_at: float) -> None:
@@ -124,8 +138,10 @@ class DiffusionStage(LocalStage[DiffusionIdentity]):
         state_key = key_of_state(request, plan, identity)
         if request.resume is not None:
             check_state(request.resume, request, plan, state_key, identity)
+        rows = await asyncio.to_thread(rows_of, request, plan, identity)
+        check_resumable(rows)
         denoising = Denoising(
-            await asyncio.to_thread(rows_of, request, plan, identity),
+            rows,
             state_key=state_key,
             deadline=deadline,
             progress_every=request.progress_every,
@@ -190,6 +206,7 @@ def rows_of(request: DenoiseRequest, plan: Plan, identity: DiffusionIdentity) ->
             unconditional_context=row_of_any(unconditional, index),
             guidance_scale=request.guidance_scale,
             guided=guided_positions(plan, request.guidance_start, request.guidance_end),
+            cache_interval=request.cache_interval,
             seed=seed,
             known=known_of(index),
             extra_channels=extra_channels_of(index),
@@ -211,6 +228,7 @@ def key_of_state(request: DenoiseRequest, plan: Plan, identity: DiffusionIdentit
         identity.prediction_type,
         plan.digest(),
         f"{request.guidance_scale!r} {request.guidance_start!r} {request.guidance_end!r}",
+        f"cache_interval {request.cache_interval}",
         f"{request.width}x{request.height} {len(request.seeds)}",
         f"mask {request.mask is not None} picture {request.init_latents is not None}",
         f"noise {NOISE_VERSION}",
@@ -237,6 +255,21 @@ def check_state(state: DenoiseState, request: DenoiseRequest, plan: Plan, state_
             raise InvalidValue(f"{name} must be {expected}, not {array.shape}", param=name)
     if state.position.min() < 0 or state.position.max() > plan.num_evaluations:
         raise InvalidValue(f"position must be 0..{plan.num_evaluations}", param="position")
+
+
+def check_resumable(rows: Sequence[Row]) -> None:
+    """Refuses rows whose next evaluation takes features of an earlier one: no state has them.
+
+    Raises:
+        InvalidValue: The sentence says where a denoising can be resumed.
+    """
+    for row in rows:
+        if not row.is_resumable:
+            raise InvalidValue(
+                f"position must be one that the whole network comes next at, which with cache_interval {row.cache_interval} are "
+                f"its multiples and where guidance begins; {row.position} is none",
+                param="position",
+            )
 
 
 def _takes_masked_image(channels: int, latent_channels: int) -> bool:

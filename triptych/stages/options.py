@@ -67,5 +67,9 @@ class StageOptions(Protocol):
         """
 
     @property
+    def feature_reuse(self) -> bool:
+        """Whether the diffusion stage takes `cache_interval`: it then has a shallow U-Net for each size beside the whole one."""
+
+    @property
     def cached_contexts(self) -> int:
         """Prompts whose contexts the text encoder keeps; 0 keeps none."""

@@ -5,28 +5,28 @@ from __future__ import annotations
 from collections import defaultdict, deque
 from statistics import median
 
-from triptych.stages.evaluation import Shape
+from triptych.stages.evaluation import Kind
 
 MEASURED_CALLS = 32
 
 
 class Pace:
-    """Seconds per row of the network, by the shapes of a row's latents and context.
+    """Seconds per row of the network, by the shapes of a row's latents and context and by what of the network is computed.
 
     The median of the last calls: one that took long because the process was frozen, or the machine busy, does not count.
     Measured by one thread, and read by any.
     """
 
     def __init__(self) -> None:
-        self._calls: defaultdict[Shape, deque[float]] = defaultdict(lambda: deque(maxlen=MEASURED_CALLS))
-        self._medians: dict[Shape, float] = {}
+        self._calls: defaultdict[Kind, deque[float]] = defaultdict(lambda: deque(maxlen=MEASURED_CALLS))
+        self._medians: dict[Kind, float] = {}
 
-    def measure(self, shape: Shape, rows: int, seconds: float) -> None:
+    def measure(self, kind: Kind, rows: int, seconds: float) -> None:
         """One call of so many rows took so long."""
-        calls = self._calls[shape]
+        calls = self._calls[kind]
         calls.append(seconds / rows)
-        self._medians[shape] = median(calls)
+        self._medians[kind] = median(calls)
 
-    def seconds_per_row(self, shape: Shape, *, default: float) -> float:
+    def seconds_per_row(self, kind: Kind, *, default: float) -> float:
         """`default` where none has been measured."""
-        return self._medians.get(shape, default)
+        return self._medians.get(kind, default)

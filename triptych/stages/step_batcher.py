@@ -3,7 +3,8 @@
 The unit of work is one evaluation of the network, not one request (for language models the idea is known as iteration-level
 scheduling: Yu et al. 2022, "Orca", OSDI). At every turn the batcher takes in who has come, lets go whom nobody waits for, chooses
 as many rows as fit in a call, evaluates them, and puts each one position on. The rows of a call may be at different positions of
-different plans of different samplers: a row knows how to advance, the batcher only brings rows and network together.
+different plans of different samplers: a row knows how to advance, the batcher only brings rows and network together. They are of
+one shape, and all take the whole network or all the shallow one (`evaluation.Kind`).
 """
 
 from __future__ import annotations
@@ -12,10 +13,13 @@ import logging
 import math
 import threading
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
+from types import MappingProxyType
 
+from triptych.checkpoints.checkpoint import UNetPart
 from triptych.contract import StageName
 from triptych.errors import QueueFull, StageFailed
 from triptych.stages.denoising import Denoising, stopping
@@ -36,15 +40,24 @@ class StepBatcher:
 
     Args:
         networks: By the shapes of a row's latents and context.
+        shallow: The same where features are reused: the shallow networks, beside whole ones that give features.
         capacity: Rows of the network in one call. A guided picture takes two of them.
         queue_size: Pictures that may be on their way at once; one more is refused.
     """
 
-    def __init__(self, networks: Mapping[Shape, Network], *, capacity: int, queue_size: int) -> None:
+    def __init__(
+        self,
+        networks: Mapping[Shape, Network],
+        *,
+        shallow: Mapping[Shape, Network] = MappingProxyType({}),
+        capacity: int,
+        queue_size: int,
+    ) -> None:
         self.capacity = capacity
         self.queue_size = queue_size
         self.turn = 0
         self._networks = networks
+        self._shallow = shallow
         self._running: list[Denoising] = []
         self._joining: list[Denoising] = []
         self._changed = threading.Condition()
@@ -114,14 +127,25 @@ class StepBatcher:
         return max(_SHORTEST_RETRY_SECONDS, seconds)
 
     def _seconds_to_the_end(self, denoising: Denoising, present: Sequence[Denoising]) -> float:
-        """Of a newcomer that takes turns with those alone that precede it, in calls that all share."""
-        present = (denoising, *present)
-        call = min(self.capacity, sum(other.halves for other in present))
-        round_ = denoising.halves + sum(other.halves for other in present if other.precedes(denoising))
-        return denoising.turns_left * max(call, round_) * self._seconds_per_row(denoising, default=0.0)
+        """Of a newcomer that takes turns with those alone that precede it, in calls that all share who can."""
+        mates = [denoising, *(other for other in present if other.company == denoising.company)]
+        call = min(self.capacity, sum(other.halves for other in mates)) * self._seconds_per_row(denoising, default=0.0)
+        round_ = self._seconds_of_a_round([denoising, *(other for other in present if other.precedes(denoising))])
+        return denoising.turns_left * max(call, round_)
+
+    def _seconds_of_a_round(self, denoisings: Sequence[Denoising]) -> float:
+        """Until all rows of all of these are one evaluation further."""
+        return sum(denoising.halves * self._seconds_per_row(denoising, default=0.0) for denoising in denoisings)
 
     def _seconds_per_row(self, denoising: Denoising, *, default: float = _SECONDS_PER_ROW_BEFORE_THE_FIRST_EVALUATION) -> float:
-        return self._pace.seconds_per_row(denoising.shape, default=default)
+        """On the average of the evaluations that it has left, of which some may be shallow.
+
+        Args:
+            default: Where none of a kind has been measured.
+        """
+        whole, shallow = (self._pace.seconds_per_row((denoising.shape, part), default=default) for part in UNetPart)
+        left, whole_left = denoising.evaluations_left, denoising.whole_evaluations_left
+        return (whole_left * whole + (left - whole_left) * shallow) / max(1, left)
 
     # The thread
 
@@ -167,21 +191,25 @@ class StepBatcher:
 
     def _heed_deadlines(self) -> None:
         """Fails whoever cannot make it even with a place in every call, and notes who would not with a fair share of them."""
-        rows = sum(denoising.halves for denoising in self._running)
-        call, now = min(self.capacity, rows), time.monotonic()
+        mates: Counter[object] = Counter()
         for denoising in self._running:
-            seconds = denoising.turns_left * self._seconds_per_row(denoising, default=0.0)
-            denoising.is_hurried = now + seconds * rows > denoising.due
+            mates[denoising.company] += denoising.halves
+        round_, now = self._seconds_of_a_round(self._running), time.monotonic()
+        for denoising in self._running:
+            denoising.is_hurried = now + denoising.turns_left * round_ > denoising.due
+            call = min(self.capacity, mates[denoising.company]) * self._seconds_per_row(denoising, default=0.0)
             # Before its first evaluation it is judged by the clock alone: what was measured may be long ago.
-            denoising.fail_if_too_late(seconds * call if denoising.has_advanced else 0.0)
+            denoising.fail_if_too_late(denoising.turns_left * call if denoising.has_advanced else 0.0)
 
     def _evaluate(self, chosen: Sequence[Place]) -> None:
         """One call of the network, and one position on for every row."""
         started = time.monotonic()
         rows = [place.row for place in chosen]
-        for place, row in zip(chosen, evaluate(self._networks[rows[0].shape], rows), strict=True):
+        shape, part = rows[0].kind
+        networks = self._shallow if part is UNetPart.SHALLOW else self._networks
+        for place, row in zip(chosen, evaluate(networks[shape], rows), strict=True):
             place.denoising.replace(place.index, row)
-        self._pace.measure(rows[0].shape, sum(row.halves for row in rows), time.monotonic() - started)
+        self._pace.measure((shape, part), sum(row.halves for row in rows), time.monotonic() - started)
 
 
 @dataclass(frozen=True)
@@ -200,8 +228,9 @@ def choose_rows(denoisings: Sequence[Denoising], capacity: int, *, turn: int) ->
     """The rows for one call of the network: equals take turns row by row, and who has waited longest comes first.
 
     A short request among long ones takes part in every call that has room for all, else in every second or third: it is done
-    after as many turns as it has evaluations, however long the others are. So do sizes take turns: a call has one shape, that of
-    the request that comes first.
+    after as many turns as it has evaluations, however long the others are. So do sizes take turns, and the whole network and the
+    shallow one: a call has one kind, that of the request that comes first, of its row that is behind. Requests of one
+    `cache_interval` fall into step: whoever is ahead meets the others where they have waited.
 
     Higher priorities come before lower ones; of equals those that are in a hurry, the earliest deadline first. Nothing starves:
     who has waited for `MOST_ROUNDS_WAITED` turns for each request that is there comes before all others. Where there are never
@@ -222,11 +251,12 @@ def choose_rows(denoisings: Sequence[Denoising], capacity: int, *, turn: int) ->
         return class_of(denoising), hurry, denoising.last_turn, denoising.due
 
     waiting = sorted(denoisings, key=standing)
+    kind = _unfinished(waiting[0])[0].row.kind
     places = [
         (class_of(denoising), nth, place)
         for denoising in waiting
         if denoising.shape == waiting[0].shape
-        for nth, place in enumerate(_unfinished(denoising))
+        for nth, place in enumerate(place for place in _unfinished(denoising) if place.row.kind == kind)
     ]
     chosen: list[Place] = []
     free = capacity
