@@ -51,7 +51,7 @@ async def generate(request: Request, gateway: GatewayDep) -> Response:
     one `completed` or `error`.
     """
     arrived = time.monotonic()
-    body = await read_body(request, limit=gateway.settings.max_body_bytes)
+    body = await read_body(request, gateway.settings)
     media_type = _negotiate(", ".join(request.headers.getlist("Accept")) or "*/*", body)
     if body.previews and media_type != event_stream.MEDIA_TYPE:
         raise InvalidValue(f"previews are events: ask for them with Accept: {event_stream.MEDIA_TYPE}", param="previews")

@@ -17,24 +17,25 @@ from triptych.gateway.forms import MEDIA_TYPE as FORM
 from triptych.gateway.forms import read_form
 from triptych.gateway.orders import Job, Order, find, give
 from triptych.gateway.parameters import draw_seed
+from triptych.gateway.settings import GatewaySettings
 from triptych.gateway.state import Gateway
 from triptych.serving.auth import key_name
+from triptych.serving.bodies import read_in_time
 from triptych.serving.request_ids import request_id
-from triptych.wire.bodies import read_bounded
 from triptych.wire.deadlines import read_deadline
 
 JSON = "application/json"
 IMAGES: Mapping[str, ImageFormat] = {f"image/{image_format}": image_format for image_format in ImageFormat}
 
 
-async def read_body(request: Request, *, limit: int) -> GenerateBody:
+async def read_body(request: Request, settings: GatewaySettings) -> GenerateBody:
     """The body. A form is not taken from another site's page: browsers post forms without asking here first."""
     kind = request.headers.get("Content-Type", "").partition(";")[0].strip().lower()
     if kind not in (JSON, FORM):
         raise UnsupportedMediaType(f"the body must be sent as Content-Type: {JSON} or {FORM}, not {kind or 'without one'}")
     if kind == FORM and request.headers.get("Sec-Fetch-Site", "none") not in ("same-origin", "none"):
         raise Forbidden(f"a page of another site may not post forms here; send {JSON}")
-    raw = await read_bounded(request.stream(), request.headers, limit=limit)
+    raw = await read_in_time(request, limit=settings.max_body_bytes, seconds=settings.body_timeout_seconds)
     return parse_body(raw) if kind == JSON else parse_form(await read_form(raw, request.headers))
 
 

@@ -125,6 +125,9 @@ class ServerSettings(BaseSettings):
     max_body_bytes: PositiveInt = 32 * 2**20
     """The largest request that is read."""
 
+    body_timeout_seconds: Annotated[float, Field(gt=0)] = 60.0
+    """How long the whole body of a request may take to arrive; one that has not is refused with 408, its connection closed."""
+
     request_timeout_seconds: Annotated[float, Field(gt=0)] = 600.0
     """The longest that a request may take; a caller may ask for less."""
 

@@ -49,7 +49,7 @@ async def submit(request: Request, gateway: GatewayDep, jobs: OpenDep) -> Respon
     With `Idempotency-Key` a request that is sent again is the same job; another body under that key is refused with 409.
     """
     arrived = time.monotonic()
-    body = await read_body(request, limit=gateway.settings.max_body_bytes)
+    body = await read_body(request, gateway.settings)
     if body.previews:
         raise InvalidValue("previews are events of POST /generate; a job has none", param="previews")
     idempotency_key, digest = read_idempotency_key(request.headers), digest_of(body)
