@@ -22,3 +22,4 @@ class Options:
     queue_size: int = 8
     cached_contexts: int = 8
     max_prompt_chunks: int = 1
+    memory_bytes: int | None = None

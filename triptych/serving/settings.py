@@ -225,6 +225,11 @@ class StageSettings(ServerSettings):
     """Bytes that the bodies of all these requests may have together; one more is refused with 429, unread. A body that does not
     announce its size counts as the largest that is read."""
 
+    memory_bytes: PositiveInt | None = None
+    """Bytes of memory that the pictures on their way at a stage may take together, with one call of its network, beside what the
+    network keeps; one more is refused with 429, and what would never fit with 413. What a picture takes is in the metadata. By
+    default a quarter of what the machine, or the process's cgroup, has left when the stage is ready."""
+
     max_prompt_chunks: PositiveInt = 1
     """Chunks of a context that a long prompt may have, as in `long_prompt=true`; told to the text encoder and the diffusion stage
     alike. For each number of chunks the diffusion stage has a network of its own, which costs another copy of the weights."""
