@@ -34,6 +34,7 @@ from triptych.contract import (
     EncodeRequest,
     ImageEncoderIdentity,
     ImageFormat,
+    Memory,
     Numerics,
     Progress,
     State,
@@ -119,6 +120,7 @@ class FakeStage(Generic[Request]):
         self.deadlines: list[float | None] = []
         self.arrivals: asyncio.Queue[Request] = asyncio.Queue()
         self.cancelled = 0
+        self.memory: Memory | None = None
 
     def start(self) -> None:
         self.started = True

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol
@@ -160,6 +160,21 @@ class DecoderIdentity:
 @dataclass(frozen=True, kw_only=True)
 class ImageEncoderIdentity(DecoderIdentity):
     """The other half of the autoencoder: it takes what a decoder of the same latent space makes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """What pictures cost at a stage in bytes, and how many bytes they may take together. No part of who it is.
+
+    Attributes:
+        most_bytes: All pictures that are on their way at once.
+        picture_bytes: One picture, by (width, height), at the most: whatever is held for it as long as it is on its way.
+        call_bytes: One call of the network, as long as it runs; it is kept free beside the pictures.
+    """
+
+    most_bytes: int
+    picture_bytes: Mapping[tuple[int, int], int]
+    call_bytes: int
 
 
 # What passes between the stages

@@ -10,6 +10,7 @@
     │   ├── NotFound               404  no such model, request or page
     │   ├── MethodNotAllowed       405  the address exists, but not for this
     │   ├── NotAcceptable          406  no answer of a kind that the caller takes
+    │   ├── BodyTooSlow            408  its body did not arrive in time
     │   ├── Conflict               409  does not go with what we hold
     │   ├── TooLarge               413  more bytes than we read
     │   ├── UnsupportedMediaType   415  a body of a kind that we do not read
@@ -109,6 +110,13 @@ class NotAcceptable(CallerError):
     """The caller takes no kind of answer that we can give."""
 
     status = 406
+
+
+class BodyTooSlow(CallerError):
+    """The body did not arrive in the time that we are willing to read it. What has come of it is not kept."""
+
+    status = 408
+    type = "request_timeout_error"
 
 
 class Conflict(CallerError):

@@ -3,8 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from triptych.engines import CompiledNetwork, Exactness, RowSpec
+from triptych.engines import CompiledNetwork, Exactness, RowSpec, compiled
 from triptych.engines.compiled import cheapest_calls
+from triptych.engines.memory import PassingMemory
 from triptych.errors import EngineError
 
 ROWS = {"x": RowSpec(shape=(2,)), "n": RowSpec(shape=(), dtype="int32")}
@@ -120,6 +121,29 @@ def test_warming_up_runs_every_batch_size():
     run = Recorder()
     CompiledNetwork(run, ROWS, (1, 2, 4), from_cache=False).warm_up()
     assert run.calls == [1, 2, 4]
+
+
+@pytest.mark.parametrize("tried", [(), (1, 2, 4)])
+def test_the_warm_up_measures_the_memory_of_a_call_of_the_largest(monkeypatch, tried):
+    run = Recorder()
+    measured: list[int] = []
+
+    class Watch(PassingMemory):
+        def __exit__(self, *exception):
+            super().__exit__(*exception)
+            self.bytes, measured[:] = 123, run.calls[self.before :]
+
+        def __enter__(self):
+            self.before = len(run.calls)
+            return super().__enter__()
+
+    monkeypatch.setattr(compiled, "PassingMemory", Watch)
+    network = CompiledNetwork(run, ROWS, (1, 2, 4), from_cache=False)
+    for size in tried:
+        network.try_out({name: np.zeros((size, *row.shape), row.dtype) for name, row in ROWS.items()})
+    assert network.call_bytes == 0
+    network.warm_up()
+    assert (network.call_bytes, measured) == (123, [4])
 
 
 def test_a_network_that_returns_no_numbers_fails_its_warm_up():

@@ -1,7 +1,8 @@
 """Requests to a gateway that its own OpenAPI document suggests, right and wrong ones: none is answered with a server's error.
 
-`python -m tests.fuzz.openapi --cases 1000` tries that many for each operation; `test_openapi.py` a few of them. The gateway is a
-real server in a process of its own, whose stages are stand-ins; its memory is looked at after every operation.
+`python -m tests.fuzz.openapi --cases 1000` tries that many for each operation, `--only "GET /models" "GET /samplers"` for these
+alone, and `--list` says which there are; `test_openapi.py` tries a few cases of all. The gateway is a real server in a process of
+its own, whose stages are stand-ins; its memory is looked at after every operation.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Mapping, Sequence
 
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
@@ -48,6 +50,17 @@ def operations(address: str) -> dict[str, APIOperation]:
     return {f"{operation.method.upper()} {operation.path}": operation for operation in found}
 
 
+def choose(found: Mapping[str, APIOperation], only: Sequence[str]) -> dict[str, APIOperation]:
+    """Those that are named, in the order of the document; all where none is.
+
+    Raises:
+        SystemExit: One of them does not exist.
+    """
+    if unknown := sorted(set(only) - found.keys()):
+        raise SystemExit(f"there is no {', '.join(unknown)}; there are {', '.join(found)}")
+    return {name: operation for name, operation in found.items() if not only or name in only}
+
+
 def try_operation(operation: APIOperation, cases: int) -> None:
     """Raises where an answer is a server's error, or is not what the document says."""
     try:
@@ -78,9 +91,16 @@ def _try(operation: APIOperation, mode: schemathesis.GenerationMode, cases: int)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cases", type=int, default=1000)
-    cases = parser.parse_args().cases
+    parser.add_argument("--only", nargs="+", default=[], metavar="OPERATION", help='such as "GET /models"; by default all')
+    parser.add_argument("--list", action="store_true", help="say which operations there are, and try none")
+    arguments = parser.parse_args()
+    cases: int = arguments.cases
     with running() as gateway:
-        for name, operation in operations(gateway.address).items():
+        chosen = choose(operations(gateway.address), arguments.only)
+        if arguments.list:
+            sys.stdout.writelines(f"{name}\n" for name in chosen)
+            return
+        for name, operation in chosen.items():
             started = time.monotonic()
             try_operation(operation, cases // 2)
             before = gateway.held_bytes()  # with caches filled

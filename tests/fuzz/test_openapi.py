@@ -8,7 +8,7 @@ import schemathesis
 from schemathesis.openapi.checks import UndefinedStatusCode
 
 from tests.fuzz.gateway import running
-from tests.fuzz.openapi import operations, try_operation
+from tests.fuzz.openapi import choose, operations, try_operation
 
 CASES = 20
 
@@ -24,6 +24,15 @@ def test_every_operation_of_the_document_is_tried_and_none_fails(address: str) -
     assert {"POST /generate", "GET /models", "DELETE /requests/{request_name}", "POST /admin/swap"} <= set(found)
     for operation in found.values():
         try_operation(operation, CASES)
+
+
+def test_some_operations_can_be_tried_alone(address: str) -> None:
+    found = operations(address)
+    names = ["GET /samplers", "GET /models", "GET /replicas", "POST /admin/swap", "GET /jobs/{job_id}/events"]
+    assert sorted(choose(found, names)) == sorted(names)
+    assert choose(found, []) == found
+    with pytest.raises(SystemExit, match=r"there is no GET /model; there are .*GET /models"):
+        choose(found, ["GET /models", "GET /model"])
 
 
 def test_an_answer_that_the_document_does_not_know_is_found(address: str) -> None:

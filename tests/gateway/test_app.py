@@ -60,7 +60,7 @@ class TestDocumentation:
             "image/webp",
             "text/event-stream",
         }
-        refusals = {"400", "401", "403", "404", "406", "409", "413", "415", "422", "429", "499", "502", "503", "504"}
+        refusals = {"400", "401", "403", "404", "406", "408", "409", "413", "415", "422", "429", "499", "502", "503", "504"}
         assert set(responses) == {"200"} | refusals
         for status in refusals:
             assert responses[status]["content"]["application/json"]["schema"] == {"$ref": "#/components/schemas/ErrorAnswer"}

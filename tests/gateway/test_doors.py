@@ -6,6 +6,7 @@ import base64
 import contextlib
 import io
 import json
+import select
 import socket
 import struct
 import sys
@@ -57,6 +58,29 @@ def status_of(port: int, sent: bytes) -> int:
 def test_a_size_that_lies_is_refused_before_more_is_read(port: int, headers: bytes, status: int) -> None:
     assert status_of(port, HEAD + headers) == status
     assert status_of(port, HEAD + b"Content-Length: 2\r\n\r\n{}") == 422
+
+
+def dripping(address: str, head: bytes) -> bytes:
+    """What is answered to a body of which a byte comes now and then, until the other side closes the connection."""
+    with socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2])), timeout=20) as connection:
+        connection.sendall(head + b"Content-Length: 1000\r\n\r\n{")
+        while not select.select([connection], [], [], 0.02)[0]:
+            connection.sendall(b" ")
+        return connection.makefile("rb").read()
+
+
+@pytest.mark.parametrize("path", [b"/generate", b"/jobs", b"/admin/swap"])
+def test_a_body_that_drips_in_is_not_waited_for(tmp_path, path: bytes) -> None:
+    kept = {"jobs_database": str(tmp_path / "jobs.sqlite3"), "jobs_store": str(tmp_path / "jobs")}
+    with served(Stages().app(body_timeout_seconds=0.3, **kept)) as address:
+        # Stages are exchanged by this machine alone, which must call the gateway by one of its own names.
+        answer = dripping(address, HEAD.replace(b"/generate", path).replace(b"Host: gateway", b"Host: 127.0.0.1"))
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 408 ")
+    assert b"connection: close" in head.lower()
+    error = json.loads(body)["error"]
+    assert (error["code"], error["type"]) == ("body_too_slow", "request_timeout_error")
+    assert error["message"] == "the body was not all here after 0.3 s, which is as long as it is waited for"
 
 
 # Names that are paths

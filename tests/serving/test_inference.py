@@ -13,7 +13,7 @@ import pytest
 from starlette.types import Scope
 
 from tests.fakes import TEXT_ENCODER, FakeDecoder, FakeDiffusion, FakeTextEncoder
-from triptych.contract import Denoised, Encoded, EncodeRequest
+from triptych.contract import Denoised, Encoded, EncodeRequest, Memory
 from triptych.errors import QueueFull
 from triptych.serving.settings import StageSettings
 from triptych.serving.stage_app import stage_app
@@ -66,6 +66,16 @@ async def test_a_stage_that_is_starting_refuses_without_reading(connect) -> None
         assert (response.status_code, response.json()) == (503, {"error": "the text_encoder stage is still starting"})
     index = (await client.post("/v2/repository/index")).json()
     assert (index[0]["state"], index[0]["reason"]) == ("UNAVAILABLE", "the text_encoder stage is still starting")
+
+
+async def test_a_model_tells_what_pictures_cost_where_that_is_counted(connect) -> None:
+    for stage in (FakeDiffusion(), FakeDecoder()):
+        address = f"/v2/models/{stage.name}"
+        before = (await connect(app_of(stage)).get(address)).json()["parameters"]
+        assert "memory_bytes" not in before
+        stage.memory = Memory(most_bytes=1000, picture_bytes={(64, 64): 10, (96, 64): 15}, call_bytes=7)
+        told = (await connect(app_of(stage)).get(address)).json()["parameters"]
+        assert told == before | {"memory_bytes": 1000, "picture_bytes": "64x64=10,96x64=15", "call_bytes": 7}
 
 
 @pytest.mark.parametrize("version", ["", "/versions/1"])

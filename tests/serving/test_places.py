@@ -36,6 +36,13 @@ def test_one_alone_may_have_more() -> None:
         pass
 
 
+def test_any_number_may_come_where_bytes_alone_count() -> None:
+    places = Places(None, most_bytes=100)
+    refused = pytest.raises(QueueFull, match="requests of 100 bytes are here already")
+    with places.take(), places.take(), places.take(100), refused, places.take(1):
+        pytest.fail("took a byte more")
+
+
 @pytest.mark.parametrize(
     ("headers", "size"),
     [({"Content-Length": "7"}, 7), ({"Content-Length": "2000"}, 1000), ({"Content-Length": "9" * 5000}, 1000), ({}, 1000)],

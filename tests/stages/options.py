@@ -23,3 +23,4 @@ class Options:
     cached_contexts: int = 8
     max_prompt_chunks: int = 1
     feature_reuse: bool = False
+    memory_bytes: int | None = None

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from triptych.engines.memory import PassingMemory
 from triptych.errors import EngineError
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -64,6 +65,8 @@ class CompiledNetwork:
     Attributes:
         exactness: None until it is known.
         usable_batch_sizes: Those that a call may run, ascending: all, until `use` says otherwise.
+        call_bytes: Memory that a call of the largest batch size takes as long as it runs, its outputs included, as the warm-up
+            measured it. What the engine keeps between calls is no part of it.
     """
 
     def __init__(
@@ -81,6 +84,7 @@ class CompiledNetwork:
         self.exactness_file = exactness_file
         self.exactness: Exactness | None = None
         self.usable_batch_sizes = self.batch_sizes
+        self.call_bytes = 0
         self._run = run
         self._costs: Mapping[int, float] = {size: size + _ROWS_OF_A_CALL for size in self.batch_sizes}
         self._splits: dict[int, list[int]] = {}
@@ -136,10 +140,20 @@ class CompiledNetwork:
         return outputs
 
     def warm_up(self) -> None:
-        """Tries out every batch size that was not, so that no request is the first. Raises EngineError as `try_out`."""
+        """Tries out every batch size that was not, so that no request is the first, and measures the largest.
+
+        Raises:
+            EngineError: As `try_out`.
+        """
         for size in self.batch_sizes:
-            if size not in self._warm:
-                self.try_out({name: np.zeros((size, *row.shape), row.dtype) for name, row in self.rows.items()})
+            if size not in self._warm and size != self.batch_sizes[-1]:
+                self._try_size(size)
+        with PassingMemory() as passing:
+            self._try_size(self.batch_sizes[-1])
+        self.call_bytes = passing.bytes
+
+    def _try_size(self, size: int) -> None:
+        self.try_out({name: np.zeros((size, *row.shape), row.dtype) for name, row in self.rows.items()})
 
     def _split(self, num_rows: int) -> list[int]:
         if num_rows not in self._splits:

@@ -17,7 +17,7 @@ from triptych.gateway.state import GatewayDep
 from triptych.gateway.swap import Swapped, Swaps
 from triptych.gateway.topology_file import StageEntry, is_address, shown_address
 from triptych.serving.auth import check_key, is_this_machine
-from triptych.wire.bodies import read_bounded
+from triptych.serving.bodies import read_in_time
 from triptych.wire.json_text import parse_object
 
 JSON = "application/json"
@@ -59,6 +59,7 @@ class SwapAnswer(BaseModel):
 
 REFUSALS: dict[int | str, dict[str, Any]] = {
     400: {"description": "The body is no JSON object."},
+    408: {"description": "The body did not arrive in time; the connection is closed."},
     401: {"description": "No token of the administration was sent."},
     403: {"description": "There is no such token, and there are keys or the caller is elsewhere; or it is another site's page."},
     404: {"description": "No such model."},
@@ -87,7 +88,8 @@ async def swap(request: Request, gateway: GatewayDep) -> SwapAnswer:
     kind = request.headers.get("Content-Type", "").partition(";")[0].strip().lower()
     if kind != JSON:
         raise UnsupportedMediaType(f"the body must be sent as Content-Type: {JSON}, not {kind or 'without one'}")
-    body = _read(await read_bounded(request.stream(), request.headers, limit=MAX_BODY_BYTES))
+    seconds = gateway.settings.body_timeout_seconds
+    body = _read(await read_in_time(request, limit=MAX_BODY_BYTES, seconds=seconds))
     if gateway.swaps is None:
         raise Conflict(
             "this gateway follows no topology file, so a swap would be forgotten: "

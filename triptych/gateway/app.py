@@ -25,6 +25,7 @@ from triptych.gateway.swap import Swaps
 from triptych.pipeline import Pipeline
 from triptych.serving.auth import make_guard
 from triptych.serving.base_app import make_app
+from triptych.serving.places import Places
 
 DESCRIPTION = """Stable Diffusion in three panels: a prompt goes in, a picture comes out.
 
@@ -76,6 +77,7 @@ def create_app(
         settings=settings,
         registry=registry,
         admission=admission,
+        bodies=Places(None, most_bytes=settings.max_held_bytes),
         metrics=metrics,
         jobs=Jobs(settings),
         shared=SharedRuns(),

@@ -37,6 +37,7 @@ REFUSALS = {
     403: "This gateway has no keys and answers its own machine only; or a page of another site posts a form.",
     404: "No such model.",
     406: "The Accept header takes none of the answers.",
+    408: "The body did not arrive in time; the connection is closed.",
     409: "The Idempotency-Key came with another body.",
     413: "The body is too large, or a picture in it.",
     415: "The body is sent neither as JSON nor as a form.",

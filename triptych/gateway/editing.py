@@ -38,6 +38,10 @@ class Pictures:
         """(width, height)."""
         return None if self.image is None else (self.image.shape[1], self.image.shape[0])
 
+    @property
+    def num_bytes(self) -> int:
+        return sum(pixels.nbytes for pixels in (self.image, self.mask) if pixels is not None)
+
     def warnings(self) -> Iterator[str]:
         """What the caller may not have meant."""
         if self.mask is not None and self.mask.all():

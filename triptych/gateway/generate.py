@@ -51,13 +51,13 @@ async def generate(request: Request, gateway: GatewayDep) -> Response:
     one `completed` or `error`.
     """
     arrived = time.monotonic()
-    body = await read_body(request, limit=gateway.settings.max_body_bytes)
-    media_type = _negotiate(", ".join(request.headers.getlist("Accept")) or "*/*", body)
-    if body.previews and media_type != event_stream.MEDIA_TYPE:
-        raise InvalidValue(f"previews are events: ask for them with Accept: {event_stream.MEDIA_TYPE}", param="previews")
-    idempotency_key = read_idempotency_key(request.headers)
-    order = await understand(gateway, request, body, media_type, arrived)
     with ExitStack() as held:
+        body = await read_body(request, gateway, held)
+        media_type = _negotiate(", ".join(request.headers.getlist("Accept")) or "*/*", body)
+        if body.previews and media_type != event_stream.MEDIA_TYPE:
+            raise InvalidValue(f"previews are events: ask for them with Accept: {event_stream.MEDIA_TYPE}", param="previews")
+        idempotency_key = read_idempotency_key(request.headers)
+        order = await understand(gateway, request, body, media_type, arrived, held)
         if idempotency_key is None and not body.detach:
             events = await _begin(gateway, order, held)
         else:

@@ -19,35 +19,46 @@ from triptych.gateway.orders import Job, Order, find, give
 from triptych.gateway.parameters import draw_seed
 from triptych.gateway.state import Gateway
 from triptych.serving.auth import key_name
+from triptych.serving.bodies import read_in_time
+from triptych.serving.places import announced_bytes
 from triptych.serving.request_ids import request_id
-from triptych.wire.bodies import read_bounded
 from triptych.wire.deadlines import read_deadline
 
 JSON = "application/json"
 IMAGES: Mapping[str, ImageFormat] = {f"image/{image_format}": image_format for image_format in ImageFormat}
 
 
-async def read_body(request: Request, *, limit: int) -> GenerateBody:
-    """The body. A form is not taken from another site's page: browsers post forms without asking here first."""
+async def read_body(request: Request, gateway: Gateway, held: ExitStack) -> GenerateBody:
+    """The body. A form is not taken from another site's page: browsers post forms without asking here first.
+
+    The gateway counts its bytes until what is held is let go.
+    """
+    settings = gateway.settings
     kind = request.headers.get("Content-Type", "").partition(";")[0].strip().lower()
     if kind not in (JSON, FORM):
         raise UnsupportedMediaType(f"the body must be sent as Content-Type: {JSON} or {FORM}, not {kind or 'without one'}")
     if kind == FORM and request.headers.get("Sec-Fetch-Site", "none") not in ("same-origin", "none"):
         raise Forbidden(f"a page of another site may not post forms here; send {JSON}")
-    raw = await read_bounded(request.stream(), request.headers, limit=limit)
+    held.enter_context(gateway.bodies.take(announced_bytes(request.headers, limit=settings.max_body_bytes)))
+    raw = await read_in_time(request, limit=settings.max_body_bytes, seconds=settings.body_timeout_seconds)
     return parse_body(raw) if kind == JSON else parse_form(await read_form(raw, request.headers))
 
 
-async def understand(gateway: Gateway, request: Request, body: GenerateBody, media_type: str, arrived: float) -> Order:
-    """What is wanted, whoever can do it; its pictures are decoded."""
+async def understand(
+    gateway: Gateway, request: Request, body: GenerateBody, media_type: str, arrived: float, held: ExitStack
+) -> Order:
+    """What is wanted, whoever can do it; its pictures are decoded, and counted as `read_body` counts."""
     deadline = read_deadline(request.headers, longest_seconds=gateway.settings.request_timeout_seconds)
     filled_in: dict[str, Any] = {"seed": draw_seed()} if body.seed is None else {}
     if media_type in IMAGES:
         filled_in["output_format"] = IMAGES[media_type]
+    pictures = await asyncio.to_thread(read_pictures, body, max_pixels=gateway.settings.max_image_pixels)
+    if pictures.num_bytes:
+        held.enter_context(gateway.bodies.take(pictures.num_bytes))
     return Order(
         id=request_id(request),
         body=body.model_copy(update=filled_in),
-        pictures=await asyncio.to_thread(read_pictures, body, max_pixels=gateway.settings.max_image_pixels),
+        pictures=pictures,
         arrived=arrived,
         deadline=deadline,
         priority=body.request_priority or Priority.NORMAL,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import platformdirs
-from pydantic import AfterValidator, BeforeValidator, Field, FilePath, PositiveInt, SecretStr
+from pydantic import AfterValidator, BeforeValidator, Field, FilePath, PositiveInt, SecretStr, model_validator
 from pydantic_settings import NoDecode
 
 from triptych.serving.keys import Key
@@ -30,6 +30,10 @@ class GatewaySettings(ServerSettings):
 
     max_body_bytes: PositiveInt = 2**24
     """The largest request that is read, its pictures included."""
+
+    max_held_bytes: PositiveInt = 2**30
+    """Bytes that the bodies of all requests that are here may have together, and the pictures in them once they are decoded; one
+    more is refused with 429. A body that does not announce its size counts as the largest that is read."""
 
     max_image_pixels: PositiveInt = 2**24
     """The largest picture that is decoded, width times height."""
@@ -115,6 +119,16 @@ class GatewaySettings(ServerSettings):
 
     jobs_retention_seconds: Annotated[float, Field(gt=0)] = 86400.0
     """How long a job and its pictures are kept after its end."""
+
+    @model_validator(mode="after")
+    def _hold_one_request(self) -> GatewaySettings:
+        largest = self.max_body_bytes + 4 * self.max_image_pixels  # a picture in three colours, and its mask
+        if self.max_held_bytes < largest:
+            raise ValueError(
+                f"TRIPTYCH_MAX_HELD_BYTES must be at least {largest}: with TRIPTYCH_MAX_BODY_BYTES and TRIPTYCH_MAX_IMAGE_PIXELS "
+                "as they are, one request may have as much"
+            )
+        return self
 
     def demanded_keys(self) -> tuple[Key, ...]:
         return self.api_keys

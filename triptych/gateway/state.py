@@ -14,6 +14,7 @@ from triptych.gateway.registry import Registry
 from triptych.gateway.running import RunningRequests
 from triptych.gateway.settings import GatewaySettings
 from triptych.gateway.swap import Swaps
+from triptych.serving.places import Places
 
 if TYPE_CHECKING:  # they work with a gateway themselves
     from triptych.gateway.jobs.service import Jobs
@@ -25,6 +26,7 @@ class Gateway:
     """One gateway: its models, its queue, its counters, and who is at work.
 
     Attributes:
+        bodies: Bytes of the requests that are here.
         jobs: Those that outlive it.
         running: Requests by name.
         shared: Requests that go on without their callers, or that several wait for.
@@ -35,6 +37,7 @@ class Gateway:
     settings: GatewaySettings
     registry: Registry
     admission: Admission
+    bodies: Places
     metrics: GatewayMetrics
     jobs: Jobs
     shared: SharedRuns

@@ -13,6 +13,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 
 from triptych.errors import (
+    BodyTooSlow,
     CallerError,
     ClientLeft,
     InvalidValue,
@@ -63,6 +64,9 @@ def _headers(error: TriptychError) -> dict[str, str]:
         return {"Retry-After": str(max(1, math.ceil(error.retry_after_seconds)))}
     if isinstance(error, Unauthenticated):
         return {"WWW-Authenticate": "Bearer"}
+    if isinstance(error, BodyTooSlow):
+        # The rest of the body would be read as the next request, or waited for by the server for ever.
+        return {"Connection": "close"}
     return {}
 
 

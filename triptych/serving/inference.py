@@ -22,12 +22,12 @@ from triptych.errors import (
     UnsupportedMediaType,
 )
 from triptych.serving.auth import Guard
+from triptych.serving.bodies import read_in_time
 from triptych.serving.places import Places, announced_bytes
 from triptych.serving.presence import cancelled_at, cancelled_when_the_client_leaves
 from triptych.serving.served_models import FramedModel, ServedModel
 from triptych.serving.settings import StageSettings
 from triptych.serving.streams import Stream
-from triptych.wire.bodies import read_bounded
 from triptych.wire.datatypes import Array
 from triptych.wire.deadlines import read_deadline
 from triptych.wire.frames import MEDIA_TYPE, Frame, encode_frame, error_frame
@@ -194,7 +194,7 @@ async def _read_request(model: ServedModel, request: Request, settings: StageSet
     # First, because a stage that cannot work yet need not be sent megabytes.
     metadata = await model.metadata()
     header_length = read_header_length(request.headers)
-    content = await read_bounded(request.stream(), request.headers, limit=settings.max_body_bytes)
+    content = await read_in_time(request, limit=settings.max_body_bytes, seconds=settings.body_timeout_seconds)
     check = partial(check_announced, specs=metadata.inputs, max_rows=settings.max_rows)
     wanted = raw_request(content, metadata) if header_length == 0 else decode_request(content, header_length, check=check)
     if wanted.model_name not in (None, model.name):

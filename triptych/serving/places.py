@@ -14,20 +14,25 @@ class Places:
     """A number of places, of which each request takes one, and bytes, of which it takes as many as its body has.
 
     Args:
-        number: Of places.
+        number: Of places; None is any.
         most_bytes: Of all bodies together; one alone may have more.
     """
 
-    def __init__(self, number: int, *, most_bytes: int) -> None:
+    def __init__(self, number: int | None, *, most_bytes: int) -> None:
         self._number = number
         self._most_bytes = most_bytes
         self._taken = 0
         self._bytes = 0
 
+    @property
+    def held_bytes(self) -> int:
+        """Of all bodies that have a place."""
+        return self._bytes
+
     @contextmanager
     def take(self, size: int = 0) -> Iterator[None]:
         """Raises QueueFull where all places are taken, or this body and those that are held have too many bytes."""
-        if self._taken >= self._number:
+        if self._number is not None and self._taken >= self._number:
             raise QueueFull(f"{self._number} requests are here already; come back later", retry_after_seconds=RETRY_AFTER_SECONDS)
         if self._bytes and self._bytes + size > self._most_bytes:
             raise QueueFull(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from triptych.contract import Decoder, Denoised, DenoiseEvent, DenoiseRequest, Diffusion, ImageEncoder, StageName, TextEncoder
 from triptych.errors import InvalidValue, StageFailed
 from triptych.wire import decoder, diffusion, image_encoder, text_encoder
 from triptych.wire.frames import MEDIA_TYPE, Frame
+from triptych.wire.identities import memory_parameters
 from triptych.wire.metadata import ModelMetadata
 from triptych.wire.open_inference import InferRequest, InferResponse
 
@@ -68,7 +69,7 @@ class CalledModel:
         return self.wire.MODEL
 
     async def metadata(self) -> ModelMetadata:
-        return self.wire.to_metadata(await self.stage.identity())
+        return _with_memory(self.wire.to_metadata(await self.stage.identity()), self.stage)
 
     async def infer(self, request: InferRequest, *, deadline: float) -> InferResponse:
         asked = self.wire.read_request(request, await self.stage.identity())
@@ -85,7 +86,8 @@ class DiffusionModel:
 
     async def metadata(self) -> ModelMetadata:
         outstanding = getattr(self.stage, "evaluations_outstanding", None)
-        return diffusion.to_metadata(await self.stage.identity(), evaluations_outstanding=outstanding)
+        metadata = diffusion.to_metadata(await self.stage.identity(), evaluations_outstanding=outstanding)
+        return _with_memory(metadata, self.stage)
 
     async def infer(self, request: InferRequest, *, deadline: float) -> InferResponse:
         denoise = diffusion.read_request(request, await self.stage.identity())
@@ -117,6 +119,11 @@ class DiffusionModel:
                 await events.aclose()
         if not isinstance(event, Denoised):
             raise StageFailed("the diffusion stage ended without a result", stage=self.stage_name)
+
+
+def _with_memory(metadata: ModelMetadata, stage: object) -> ModelMetadata:
+    """What pictures cost at a stage that counts it is told with who it is."""
+    return replace(metadata, parameters={**metadata.parameters, **memory_parameters(getattr(stage, "memory", None))})
 
 
 _BY_VERB: Mapping[str, Callable[[Any], ServedModel]] = {

@@ -125,6 +125,9 @@ class ServerSettings(BaseSettings):
     max_body_bytes: PositiveInt = 32 * 2**20
     """The largest request that is read."""
 
+    body_timeout_seconds: Annotated[float, Field(gt=0)] = 60.0
+    """How long the whole body of a request may take to arrive; one that has not is refused with 408, its connection closed."""
+
     request_timeout_seconds: Annotated[float, Field(gt=0)] = 600.0
     """The longest that a request may take; a caller may ask for less."""
 
@@ -221,6 +224,11 @@ class StageSettings(ServerSettings):
     max_held_bytes: PositiveInt = 2**30
     """Bytes that the bodies of all these requests may have together; one more is refused with 429, unread. A body that does not
     announce its size counts as the largest that is read."""
+
+    memory_bytes: PositiveInt | None = None
+    """Bytes of memory that the pictures on their way at a stage may take together, with one call of its network, beside what the
+    network keeps; one more is refused with 429, and what would never fit with 413. What a picture takes is in the metadata. By
+    default a quarter of what the machine, or the process's cgroup, has left when the stage is ready."""
 
     max_prompt_chunks: PositiveInt = 1
     """Chunks of a context that a long prompt may have, as in `long_prompt=true`; told to the text encoder and the diffusion stage

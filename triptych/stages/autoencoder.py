@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from contextlib import AbstractContextManager
 from typing import ClassVar, TypeVar
 
 from triptych.checkpoints.checkpoint import Network
@@ -40,11 +41,22 @@ class AutoencoderStage(LocalStage[HalfIdentity]):
     def row(width: int, height: int, config: VAEConfig) -> RowSpec:
         """The network's input for pictures of this size, (H, W, channels)."""
 
+    @staticmethod
+    @abstractmethod
+    def picture_bytes(width: int, height: int, config: VAEConfig) -> int:
+        """What is held at the most for a picture of this size as long as it is on its way."""
+
+    def take_room(self, pictures: int, size: tuple[int, int]) -> AbstractContextManager[None]:
+        """See `Room.take`."""
+        assert self._room is not None, "a stage that says who it is has started"
+        return self._room.take(pictures, size, retry_after=self._worker.seconds_to_a_free_place)
+
     def load(self, networks: NetworkLoader) -> HalfIdentity:
         facts, config = networks.files.facts, networks.files.vae
         sizes = networks.sizes(config.downsampling)
         rows = [self.row(width, height, config) for width, height in sizes]
         self._networks = {row.shape[:2]: self._batched(networks.load(self.network, {self.input: row})) for row in rows}
+        self._room = networks.room({(width, height): self.picture_bytes(width, height, config) for width, height in sizes})
         return self.identity_type(
             model=facts.model,
             weights_digest=networks.weights_digest(self.network),

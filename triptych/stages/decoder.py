@@ -36,15 +36,26 @@ class DecoderStage(AutoencoderStage[DecoderIdentity]):
     def row(width: int, height: int, config: VAEConfig) -> RowSpec:
         return RowSpec(shape=(height // config.downsampling, width // config.downsampling, config.latent_channels))
 
+    @staticmethod
+    def picture_bytes(width: int, height: int, config: VAEConfig) -> int:
+        latents = 4 * (height // config.downsampling) * (width // config.downsampling) * config.latent_channels
+        # Latents as they came and as a call takes them. For each pixel: three numbers of 4 bytes as the network gives them, as
+        # calls are joined, and as they are rounded; the picture, and what is pasted into it with its mask, mixed in numbers of
+        # 4 bytes; and its file, made and sent.
+        pixel = 3 * 12 + (3 + 3 + 1 + 3 * 12) + 2 * 3
+        return 2 * latents + width * height * pixel
+
     async def decode(self, request: DecodeRequest, *, deadline: float | None = None) -> Decoded:
-        check_decode(request, await self.identity())
-        network = self._networks[request.latents.shape[1:3]]
-        outputs = await network({"latents": request.latents}, deadline=deadline)
-        pixels, digests = await asyncio.to_thread(_to_pixels, outputs["images"], request)
-        if request.image_format is None:
-            return Decoded(images=pixels, pixels_sha256=digests)
-        files = await _encode(pixels, request.image_format, request.image_texts)
-        return Decoded(images=files, pixels_sha256=digests)
+        identity = await self.identity()
+        check_decode(request, identity)
+        rows, height, width, _ = request.latents.shape
+        with self.take_room(rows, (width * identity.downsampling, height * identity.downsampling)):
+            outputs = await self._networks[height, width]({"latents": request.latents}, deadline=deadline)
+            pixels, digests = await asyncio.to_thread(_to_pixels, outputs["images"], request)
+            if request.image_format is None:
+                return Decoded(images=pixels, pixels_sha256=digests)
+            files = await _encode(pixels, request.image_format, request.image_texts)
+            return Decoded(images=files, pixels_sha256=digests)
 
 
 def _to_pixels(images: Float32, request: DecodeRequest) -> tuple[UInt8, tuple[str, ...]]:

@@ -28,11 +28,14 @@ from triptych.sampling.noise import NOISE_VERSION, Purpose, normal
 from triptych.sampling.plan import Plan
 from triptych.sampling.samplers import SAMPLERS, first_step_of, make_plan
 from triptych.sampling.schedule import ScheduleConfig
-from triptych.stages.denoising import Denoising
+from triptych.stages.denoising import UNREAD, Denoising
 from triptych.stages.evaluation import Known, Row, Shape
 from triptych.stages.local_stage import LocalStage, NetworkLoader
 from triptych.stages.options import StageOptions
 from triptych.stages.step_batcher import StepBatcher
+
+_SOME_STEPS = 4
+"""As many as any sampler takes."""
 
 
 @lru_cache(maxsize=128)
@@ -71,6 +74,15 @@ class DiffusionStage(LocalStage[DiffusionIdentity]):
                 for number in chunks
             ],
         )
+        arrays = max(make_plan(name, self._schedule, _SOME_STEPS).state_arrays for name in SAMPLERS)
+        context_bytes = 4 * chunks[-1] * length * width_of_context
+        num_features = config.num_features if self.options.feature_reuse else 0
+
+        def bytes_of(width: int, height: int) -> int:
+            plane = 4 * (height // vae.downsampling) * (width // vae.downsampling)
+            return picture_bytes(plane * vae.latent_channels, arrays, context_bytes, plane * num_features)
+
+        self._room = networks.room({size: bytes_of(*size) for size in sizes})
         return DiffusionIdentity(
             model=facts.model,
             weights_digest=networks.weights_digest(Network.UNET),
@@ -138,24 +150,43 @@ class DiffusionStage(LocalStage[DiffusionIdentity]):
         state_key = key_of_state(request, plan, identity)
         if request.resume is not None:
             check_state(request.resume, request, plan, state_key, identity)
-        rows = await asyncio.to_thread(rows_of, request, plan, identity)
-        check_resumable(rows)
-        denoising = Denoising(
-            rows,
-            state_key=state_key,
-            deadline=deadline,
-            progress_every=request.progress_every,
-            previews=request.previews,
-            priority=request.priority,
-            finish_here=request.finish_here,
-        )
-        assert self._batcher is not None, "a stage that says who it is has started"
-        self._batcher.join(denoising)
-        try:
-            async for event in denoising.events():
-                yield event
-        finally:
-            denoising.leave()
+        assert self._batcher is not None and self._room is not None, "a stage that says who it is has started"
+        size, retry_after = (request.width, request.height), self._batcher.seconds_to_a_free_place
+        with self._room.take(len(request.seeds), size, retry_after=retry_after):
+            rows = await asyncio.to_thread(rows_of, request, plan, identity)
+            check_resumable(rows)
+            denoising = Denoising(
+                rows,
+                state_key=state_key,
+                deadline=deadline,
+                progress_every=request.progress_every,
+                previews=request.previews,
+                priority=request.priority,
+                finish_here=request.finish_here,
+            )
+            self._batcher.join(denoising)
+            try:
+                async for event in denoising.events():
+                    yield event
+            finally:
+                denoising.leave()
+
+
+def picture_bytes(latents_bytes: int, state_arrays: int, context_bytes: int, features_bytes: int = 0) -> int:
+    """What is held for a picture at the most: its inputs, where it is, and what nobody has read of it.
+
+    Args:
+        latents_bytes: Of its latents.
+        state_arrays: Of the sampler that keeps the most.
+        context_bytes: Of the longest context.
+        features_bytes: Of what the network hands from one evaluation to the next for each half; 0 where it does not.
+    """
+    state = (1 + state_arrays + 1) * latents_bytes  # latents, sampler_state, predicted_original
+    # Of a picture that is changed: its latents and mask, as they came and as the network sees them; and its initial noise.
+    inputs = 2 * context_bytes + 6 * latents_bytes
+    # Where it is now, after the evaluation that is at work, and where it could last be resumed; states that wait for their
+    # reader, and the one on the wire.
+    return inputs + (3 + UNREAD + 1) * state + 2 * features_bytes
 
 
 def rows_of(request: DenoiseRequest, plan: Plan, identity: DiffusionIdentity) -> list[Row]:

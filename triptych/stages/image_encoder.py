@@ -37,13 +37,21 @@ class ImageEncoderStage(AutoencoderStage[ImageEncoderIdentity]):
     def row(width: int, height: int, config: VAEConfig) -> RowSpec:
         return RowSpec(shape=(height, width, 3))
 
+    @staticmethod
+    def picture_bytes(width: int, height: int, config: VAEConfig) -> int:
+        latents = 4 * (height // config.downsampling) * (width // config.downsampling) * config.latent_channels
+        # For each pixel: the picture and its mask, three numbers of 4 bytes as they are made of it, masked, and as a call takes
+        # them. The network's two outputs, the noise, what is made of them, and that on the wire.
+        return width * height * (3 + 1 + 3 * 12) + 6 * latents
+
     async def encode_images(self, request: EncodeImagesRequest, *, deadline: float | None = None) -> EncodedImages:
         identity = await self.identity()
         check_encode_images(request, identity)
-        network = self._networks[request.images.shape[1:3]]
-        images = await asyncio.to_thread(_from_pixels, request.images, request.mask)
-        outputs = await network({"images": images}, deadline=deadline)
-        return EncodedImages(latents=await asyncio.to_thread(_latents, outputs, request.seeds, identity.scaling_factor))
+        rows, height, width, _ = request.images.shape
+        with self.take_room(rows, (width, height)):
+            images = await asyncio.to_thread(_from_pixels, request.images, request.mask)
+            outputs = await self._networks[height, width]({"images": images}, deadline=deadline)
+            return EncodedImages(latents=await asyncio.to_thread(_latents, outputs, request.seeds, identity.scaling_factor))
 
 
 def _from_pixels(pixels: UInt8, mask: UInt8 | None) -> Float32:

@@ -13,13 +13,22 @@ from typing import ClassVar, Generic, TypeVar
 
 from triptych.checkpoints.checkpoint import Network, UNetPart, load_network
 from triptych.checkpoints.registry import find_model
-from triptych.contract import DecoderIdentity, DiffusionIdentity, ImageEncoderIdentity, Numerics, StageName, TextEncoderIdentity
+from triptych.contract import (
+    DecoderIdentity,
+    DiffusionIdentity,
+    ImageEncoderIdentity,
+    Memory,
+    Numerics,
+    StageName,
+    TextEncoderIdentity,
+)
 from triptych.engines import CompiledNetwork, Exactness, NetworkSource, RowSpec, get_engine
 from triptych.engines.cache import code_digest, prune
 from triptych.engines.exactness import exactness_of
 from triptych.engines.hardware import instruction_set
 from triptych.errors import StageNotReady, StartError
 from triptych.stages.batch_sizes import default_batch_sizes, is_large
+from triptych.stages.memory import Room, plan_memory
 from triptych.stages.options import StageOptions
 
 _log = logging.getLogger(__name__)
@@ -45,6 +54,7 @@ class LocalStage(ABC, Generic[Identity]):
         self.options = options
         self.started_from_cache: bool | None = None
         self._identity: Identity | None = None
+        self._room: Room | None = None
 
     @abstractmethod
     def load(self, networks: NetworkLoader) -> Identity:
@@ -75,6 +85,11 @@ class LocalStage(ABC, Generic[Identity]):
             networks.numerics.precision,
             networks.numerics.engine,
         )
+
+    @property
+    def memory(self) -> Memory | None:
+        """What pictures cost here; None before it has started, and where that is not counted."""
+        return None if self._room is None else self._room.memory
 
     def hand_back(self, *, all_at: float) -> None:
         """Ends what runs and somebody else can take over, at `all_at` of `time.monotonic()` the rest too; does not block."""
@@ -110,6 +125,7 @@ class NetworkLoader:
         self._stage = stage
         self._digests: dict[Network, str] = {}
         self._exactness: list[Exactness] = []
+        self._call_bytes = 0
         self._engine = get_engine(options.engine, threads=options.threads)
         self._precision = self._engine.choose_precision(options.precision)
 
@@ -155,6 +171,18 @@ class NetworkLoader:
                 raise StartError(f"sizes: width and height must be multiples of {granularity}, not {side}; nearest is {nearest}")
         return sizes
 
+    def room(self, picture_bytes: Mapping[tuple[int, int], int]) -> Room:
+        """The memory for pictures beside the networks loaded so far, of which one is called at a time.
+
+        Args:
+            picture_bytes: See `Memory`.
+
+        Raises:
+            StartError: The options leave none.
+        """
+        budget = self._options.memory_bytes
+        return Room(self._stage, plan_memory(self._stage, picture_bytes, call_bytes=self._call_bytes, budget=budget))
+
     def load(self, network: Network, rows: Mapping[str, RowSpec], *, part: UNetPart | None = None) -> CompiledNetwork:
         """The network for rows of this shape, warm; where the options say so it runs only exact batch sizes.
 
@@ -188,6 +216,7 @@ class NetworkLoader:
         )
         exactness = exactness_of(compiled)
         compiled.warm_up()
+        self._call_bytes = max(self._call_bytes, compiled.call_bytes)
         compiled.use(exactness, exactly=self._options.exact)
         if not self._options.exact:
             difference = exactness.largest_difference

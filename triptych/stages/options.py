@@ -61,6 +61,10 @@ class StageOptions(Protocol):
         """Jobs that may wait for the network; one more is refused."""
 
     @property
+    def memory_bytes(self) -> int | None:
+        """What the pictures on their way may take, a call of the network included; None is a share of what is left."""
+
+    @property
     def max_prompt_chunks(self) -> int:
         """Chunks of a context that a long prompt may have: the text encoder joins so many, and the diffusion stage has a network
         of its own for each number of them.

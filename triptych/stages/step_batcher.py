@@ -104,6 +104,11 @@ class StepBatcher:
             self._changed.notify()
         self._thread.join()
 
+    def seconds_to_a_free_place(self) -> float:
+        """When the first of those that are on their way should be done."""
+        with self._changed:
+            return self._seconds_to_a_free_place(self._present())
+
     @property
     def evaluations_left(self) -> int:
         """Rows of the network that are still to be evaluated, of all denoisings."""

@@ -9,7 +9,15 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, get_type_hints
 
-from triptych.contract import DecoderIdentity, DiffusionIdentity, ImageEncoderIdentity, Numerics, Task, TextEncoderIdentity
+from triptych.contract import (
+    DecoderIdentity,
+    DiffusionIdentity,
+    ImageEncoderIdentity,
+    Memory,
+    Numerics,
+    Task,
+    TextEncoderIdentity,
+)
 from triptych.errors import MalformedRequest
 from triptych.wire.open_inference import Scalar
 
@@ -30,6 +38,14 @@ def to_parameters(identity: TextEncoderIdentity | DiffusionIdentity | DecoderIde
         else:
             parameters[field.name] = value
     return parameters
+
+
+def memory_parameters(memory: Memory | None) -> dict[str, Scalar]:
+    """What pictures cost at a stage; nothing where it does not count that."""
+    if memory is None:
+        return {}
+    pictures = ",".join(f"{width}x{height}={size}" for (width, height), size in memory.picture_bytes.items())
+    return {"memory_bytes": memory.most_bytes, "picture_bytes": pictures, "call_bytes": memory.call_bytes}
 
 
 def from_parameters(kind: type[Identity], parameters: Mapping[str, Any]) -> Identity:

@@ -29,7 +29,9 @@ _STREAM = {"text/event-stream": {"schema": {"type": "string"}}}
 _FILES = {f"image/{name}": {"schema": {"type": "string", "format": "binary"}} for name in ("png", "jpeg", "webp")}
 
 SUBMIT: Mapping[str, Any] = {
-    "responses": _refused(400, 404, 409, 413, 415, 422, 429, 504, on_404="No such model.", on_429="Too many jobs are waiting."),
+    "responses": _refused(
+        400, 404, 408, 409, 413, 415, 422, 429, 504, on_404="No such model.", on_429="Too many jobs are waiting."
+    ),
     "openapi_extra": {**REQUEST_BODY, "parameters": [IDEMPOTENCY_KEY]},
 }
 LIST: Mapping[str, Any] = {"responses": _refused(422)}

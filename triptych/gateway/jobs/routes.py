@@ -21,6 +21,7 @@ from triptych.gateway.jobs import documentation
 from triptych.gateway.jobs.answers import AcceptedJob, DescribedJob, JobList, accepted, described, job_answer, poll_url
 from triptych.gateway.jobs.records import JobRecord, NewJob, Status
 from triptych.gateway.jobs.service import OpenJobs
+from triptych.gateway.orders import Order
 from triptych.gateway.reception import JSON, accept, read_body, understand
 from triptych.gateway.state import Gateway, GatewayDep
 from triptych.serving.auth import key_name
@@ -49,18 +50,22 @@ async def submit(request: Request, gateway: GatewayDep, jobs: OpenDep) -> Respon
     With `Idempotency-Key` a request that is sent again is the same job; another body under that key is refused with 409.
     """
     arrived = time.monotonic()
-    body = await read_body(request, limit=gateway.settings.max_body_bytes)
-    if body.previews:
-        raise InvalidValue("previews are events of POST /generate; a job has none", param="previews")
-    idempotency_key, digest = read_idempotency_key(request.headers), digest_of(body)
-    if idempotency_key is not None:
-        before = await jobs.table.find_repeated(key_name(request), idempotency_key, digest)
-        if before is not None:
-            return _accepted(before)
-    await _refuse_if_full(gateway, jobs)
-    order = await understand(gateway, request, body, JSON, arrived)
     with ExitStack() as held:
+        body = await read_body(request, gateway, held)
+        if body.previews:
+            raise InvalidValue("previews are events of POST /generate; a job has none", param="previews")
+        idempotency_key, digest = read_idempotency_key(request.headers), digest_of(body)
+        if idempotency_key is not None:
+            before = await jobs.table.find_repeated(key_name(request), idempotency_key, digest)
+            if before is not None:
+                return _accepted(before)
+        await _refuse_if_full(gateway, jobs)
+        order = await understand(gateway, request, body, JSON, arrived, held)
         await accept(gateway, order, held)  # what no model takes is refused now, and not when its turn comes
+        return _accepted(await _add(jobs, order, idempotency_key, digest))
+
+
+async def _add(jobs: OpenJobs, order: Order, idempotency_key: str | None, digest: str) -> JobRecord:
     id = uuid.uuid4().hex  # noqa: A001
     content = order.body.model_dump_json(exclude_none=True).encode()
     record, is_new = await jobs.table.add(
@@ -77,7 +82,7 @@ async def submit(request: Request, gateway: GatewayDep, jobs: OpenDep) -> Respon
         jobs.worker.look()
     else:
         await jobs.blobs.delete(*await jobs.blobs.of(id))
-    return _accepted(record)
+    return record
 
 
 def _accepted(record: JobRecord) -> Response:

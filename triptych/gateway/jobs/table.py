@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -35,7 +36,6 @@ from sqlalchemy import (
     insert,
     or_,
     select,
-    text,
     update,
 )
 from sqlalchemy.engine import URL, make_url
@@ -47,6 +47,7 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from triptych.contract import StageName
 from triptych.errors import Conflict, JobsNotReady, StartError
 from triptych.gateway.jobs.records import ENDS, JobRecord, Lease, NewJob, Status
+from triptych.gateway.jobs.schema import JOBS, prepare
 
 T = TypeVar("T")
 
@@ -59,9 +60,6 @@ PATIENCE_SECONDS = 20.0
 """How long a database that cannot be reached is tried again."""
 
 LONGEST_PAUSE_SECONDS = 1.0
-
-_SCHEMA_LOCK = 0x7472_6970
-"""By which gateways that start together on PostgreSQL wait for each other to make the table."""
 
 
 class now(ColumnElement[float]):
@@ -84,7 +82,7 @@ def _postgresql_now(element: now, compiler: SQLCompiler, **options: Any) -> str:
 metadata = MetaData()
 
 jobs = Table(
-    "triptych_jobs",
+    JOBS,
     metadata,
     Column("id", String, primary_key=True),
     Column("key", String, nullable=False),
@@ -337,14 +335,14 @@ def _record(row: Row[Any]) -> JobRecord:
 
 @asynccontextmanager
 async def open_table(database: str, *, lease_seconds: float) -> AsyncIterator[JobTable]:
-    """The table of a database, made where there is none.
+    """The table of a database, made where there is none and upgraded where it is of an earlier version.
 
     Args:
         database: The path of a SQLite file, or the address of a PostgreSQL database.
         lease_seconds: As for `JobTable`.
 
     Raises:
-        StartError: It is neither, or its driver is not installed.
+        StartError: It is neither; its driver is not installed; its tables are of a version that this gateway cannot use.
         JobsNotReady: It cannot be reached.
     """
     url = read_database(database)
@@ -356,7 +354,7 @@ async def open_table(database: str, *, lease_seconds: float) -> AsyncIterator[Jo
         event.listen(engine.sync_engine, "connect", _prepare_sqlite)
     try:
         table = JobTable(engine, lease_seconds=lease_seconds)
-        await table._patiently(_make)
+        await table._patiently(partial(prepare, tables=metadata))
         yield table
     finally:
         await engine.dispose()
@@ -390,9 +388,3 @@ def _prepare_sqlite(connection: Any, record: object) -> None:
     for setting in ("journal_mode=WAL", "busy_timeout=10000"):
         cursor.execute(f"PRAGMA {setting}")
     cursor.close()
-
-
-async def _make(connection: AsyncConnection) -> None:
-    if connection.dialect.name == "postgresql":
-        await connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _SCHEMA_LOCK})
-    await connection.run_sync(metadata.create_all)
