@@ -140,7 +140,12 @@ class DiffusionIdentity:
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderIdentity:
-    """A decoder: the space of the latents it takes, and how many pixels each becomes."""
+    """A decoder: the space of the latents it takes, and how many pixels each becomes.
+
+    Attributes:
+        tile_sizes: For each of `sizes` the (width, height) of what its network's upper levels are run on at once: the size
+            itself, or less where the picture is made in tiles.
+    """
 
     model: str
     weights_digest: str
@@ -153,6 +158,7 @@ class DecoderIdentity:
     scaling_factor: float
     downsampling: int
     sizes: tuple[tuple[int, int], ...]
+    tile_sizes: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

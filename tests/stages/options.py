@@ -18,6 +18,7 @@ class Options:
     batch_sizes: tuple[int, ...] | None = (1, 2, 4)
     exact: bool = True
     sizes: tuple[tuple[int, int], ...] | None = None
+    tile_side: int = 768
     threads: int | None = 2
     queue_size: int = 8
     cached_contexts: int = 8

@@ -30,6 +30,14 @@ class Network(StrEnum):
         return "vae" if self in (Network.VAE_ENCODER, Network.VAE_DECODER) else self.value
 
 
+class Part(StrEnum):
+    """The parts of one half of the VAE, for pictures that are run in tiles: see `models/vae_parts.py`."""
+
+    TRUNK = "trunk"
+    TILE = "tile"
+    THUMBNAIL = "thumbnail"
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelFacts:
     """What the networks of a model do not say themselves.
@@ -126,6 +134,24 @@ def load_network(checkpoint: Checkpoint, network: Network, *, data_format: str |
         case Network.VAE_DECODER:
             model = build_vae_decoder(checkpoint.vae, data_format=data_format, **fresh)
     load_weights(model, checkpoint, network)
+    return model
+
+
+def load_part(checkpoint: Checkpoint, network: Network, part: Part, *, data_format: str | None = None) -> keras.Model:
+    """A part of one half of the VAE, built and with its weights. Raises as `load_network`."""
+    from triptych.models import vae_parts
+
+    build = {
+        (Network.VAE_DECODER, Part.TRUNK): vae_parts.build_decoder_trunk,
+        (Network.VAE_DECODER, Part.TILE): vae_parts.build_decoder_tile,
+        (Network.VAE_DECODER, Part.THUMBNAIL): vae_parts.build_decoder_thumbnail,
+        (Network.VAE_ENCODER, Part.TRUNK): vae_parts.build_encoder_trunk,
+        (Network.VAE_ENCODER, Part.TILE): vae_parts.build_encoder_tile,
+        (Network.VAE_ENCODER, Part.THUMBNAIL): vae_parts.build_encoder_thumbnail,
+    }[network, part]
+    model = build(checkpoint.vae, data_format=data_format, kernel_initializer="zeros")
+    with checkpoint.tensors(network) as tensors:
+        fill(model, tensors, partly=True)
     return model
 
 

@@ -145,14 +145,19 @@ def read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def fill(model: keras.Model, tensors: Tensors) -> None:
+def fill(model: keras.Model, tensors: Tensors, *, partly: bool = False) -> None:
     """Fills a network with tensors.
+
+    Args:
+        model: The network.
+        tensors: All of its own, and no others.
+        partly: It is a part of a network: others may be there.
 
     Raises:
         CheckpointError: They are not those of the network, or damaged.
     """
     variables = _variables(model)
-    _refuse_other_names(tensors, variables.keys())
+    _refuse_other_names(tensors, variables.keys(), partly=partly)
     for name, variable in variables.items():
         _place(variable, tensors, name)
 
@@ -285,9 +290,9 @@ def _for_disk(variable: Any) -> NDArray[np.float16]:
         return np.ascontiguousarray(array, dtype=np.float16)
 
 
-def _refuse_other_names(tensors: Tensors, wanted: Collection[str]) -> None:
+def _refuse_other_names(tensors: Tensors, wanted: Collection[str], *, partly: bool) -> None:
     found = set(tensors.names())
     if missing := set(wanted) - found:
         raise CheckpointError(f"{tensors.origin} is not of this architecture: it lacks {first_names(missing)}")
-    if surplus := found - set(wanted):
+    if not partly and (surplus := found - set(wanted)):
         raise CheckpointError(f"{tensors.origin} is not of this architecture: it has surplus {first_names(surplus)}")

@@ -23,6 +23,7 @@ from triptych.errors import StageFailed
 from triptych.models.config import VAEConfig
 from triptych.stages.autoencoder import AutoencoderStage
 from triptych.stages.images import encode_image, paste, to_pixels
+from triptych.stages.tiles import TiledDecoder
 
 
 class DecoderStage(AutoencoderStage[DecoderIdentity]):
@@ -30,6 +31,7 @@ class DecoderStage(AutoencoderStage[DecoderIdentity]):
 
     network = Network.VAE_DECODER
     input = "latents"
+    tiled = TiledDecoder
     identity_type = DecoderIdentity
 
     @staticmethod

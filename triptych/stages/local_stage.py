@@ -11,7 +11,7 @@ from contextlib import nullcontext
 from functools import partial
 from typing import ClassVar, Generic, TypeVar
 
-from triptych.checkpoints.checkpoint import Network, load_network
+from triptych.checkpoints.checkpoint import Network, Part, load_network, load_part
 from triptych.checkpoints.registry import find_model
 from triptych.contract import DecoderIdentity, DiffusionIdentity, ImageEncoderIdentity, Numerics, StageName, TextEncoderIdentity
 from triptych.engines import CompiledNetwork, Exactness, NetworkSource, RowSpec, get_engine
@@ -155,21 +155,32 @@ class NetworkLoader:
                 raise StartError(f"sizes: width and height must be multiples of {granularity}, not {side}; nearest is {nearest}")
         return sizes
 
-    def load(self, network: Network, rows: Mapping[str, RowSpec]) -> CompiledNetwork:
+    def load(
+        self, network: Network, rows: Mapping[str, RowSpec], *, part: Part | None = None, one_row: bool = False
+    ) -> CompiledNetwork:
         """The network for rows of this shape, warm; where the options say so it runs only exact batch sizes.
+
+        Args:
+            network: Which one.
+            rows: Of each input.
+            part: Of the network; None is all of it.
+            one_row: It is never run for more.
 
         Raises:
             CheckpointError, EngineError: As their names say; no batch size is exact.
         """
         with _one_large_at_a_time if is_large(self.files.config(network)) else nullcontext():
-            return self._load(network, rows)
+            return self._load(network, rows, part, (1,) if one_row else self._batch_sizes(network))
 
-    def _load(self, network: Network, rows: Mapping[str, RowSpec]) -> CompiledNetwork:
+    def _load(
+        self, network: Network, rows: Mapping[str, RowSpec], part: Part | None, batch_sizes: tuple[int, ...]
+    ) -> CompiledNetwork:
         source = NetworkSource(
-            name=network,
-            build=partial(load_network, self.files, network),
+            name=network if part is None else f"{network}_{part}",
+            build=partial(load_network, self.files, network) if part is None else partial(load_part, self.files, network, part),
             key={
                 "network": network,
+                "part": part,
                 "weights": self.weights_digest(network),
                 "config": self.files.config(network).to_dict(),
                 "code": [code_digest("triptych.models"), code_digest("triptych.checkpoints")],
@@ -178,7 +189,7 @@ class NetworkLoader:
         compiled = self._engine.compile(
             source,
             rows,
-            batch_sizes=self._batch_sizes(network),
+            batch_sizes=batch_sizes,
             precision=self._precision,
             cache_folder=self._options.cache_folder,
         )

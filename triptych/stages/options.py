@@ -53,6 +53,10 @@ class StageOptions(Protocol):
         """(width, height) in pixels of the pictures to be ready for, the default first; None is the model's own choice."""
 
     @property
+    def tile_side(self) -> int:
+        """Pixels: where a picture is wider or higher, its VAE runs in tiles that are not."""
+
+    @property
     def threads(self) -> int | None:
         """CPU threads that the network may use; None is all of them."""
 
