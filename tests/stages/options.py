@@ -19,6 +19,7 @@ class Options:
     exact: bool = True
     sizes: tuple[tuple[int, int], ...] | None = None
     tile_side: int = 768
+    preview_decoder: Path | None = None
     threads: int | None = 2
     queue_size: int = 8
     cached_contexts: int = 8

@@ -103,6 +103,10 @@ class Checkpoint(Protocol):
     def tokenizer(self) -> Path:
         """The folder of vocab.json and merges.txt."""
 
+    @property
+    def tiny_vae(self) -> Path | None:
+        """The folder of an AutoencoderTiny that decodes the same latents, roughly and fast; None where there is none."""
+
     def config(self, network: Network) -> NetworkConfig:
         """Of one network; both halves of the VAE have the same."""
 

@@ -7,7 +7,7 @@ from typing import ClassVar, TypeVar
 
 from triptych.checkpoints.checkpoint import Network
 from triptych.contract import DecoderIdentity, ImageEncoderIdentity, StageName
-from triptych.engines import RowSpec
+from triptych.engines import CompiledNetwork, RowSpec
 from triptych.models.config import VAEConfig
 from triptych.models.tiling import num_upper_levels
 from triptych.stages.call_batcher import CallBatcher
@@ -67,11 +67,13 @@ class AutoencoderStage(LocalStage[HalfIdentity]):
     def _network_for(self, width: int, height: int, networks: NetworkLoader) -> CallBatcher:
         config, largest = networks.files.vae, self.options.tile_side
         if max(width, height) <= largest or not num_upper_levels(config):
-            network = networks.load(self.network, {self.input: self.row(width, height, config)})
-            return CallBatcher(network, self._worker, capacity=network.usable_batch_sizes[-1])
+            return self._batched(networks.load(self.network, {self.input: self.row(width, height, config)}))
         tiled = self.tiled(networks, width, height, largest=largest)
         self._tile_sizes[width, height] = tiled.tile_size
         return CallBatcher(tiled, self._worker, capacity=1)
+
+    def _batched(self, network: CompiledNetwork) -> CallBatcher:
+        return CallBatcher(network, self._worker, capacity=network.usable_batch_sizes[-1])
 
     def finish(self) -> None:
         self._worker.close()

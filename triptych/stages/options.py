@@ -57,6 +57,10 @@ class StageOptions(Protocol):
         """Pixels: where a picture is wider or higher, its VAE runs in tiles that are not."""
 
     @property
+    def preview_decoder(self) -> Path | None:
+        """Folder of an AutoencoderTiny that decodes previews; None is the model's own, where it has one."""
+
+    @property
     def threads(self) -> int | None:
         """CPU threads that the network may use; None is all of them."""
 
