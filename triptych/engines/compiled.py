@@ -20,6 +20,9 @@ Run = Callable[[dict[str, NDArray[Any]]], dict[str, NDArray[Any]]]
 # and one of Stable Diffusion's size on a CPU, where it is hardly any.
 _ROWS_OF_A_CALL = 2.0
 
+# What was measured of two ways to run the same rows may differ by so much without meaning anything.
+_NOISE = 1.1
+
 
 @dataclass(frozen=True, kw_only=True)
 class RowSpec:
@@ -105,6 +108,15 @@ class CompiledNetwork:
         self.usable_batch_sizes = exactness.batch_sizes if exactly else self.batch_sizes
         self._costs = exactness.seconds
         self._splits.clear()
+
+    @property
+    def capacity(self) -> int:
+        """Rows to gather for a call: the largest usable batch size that is worth it, by the seconds that calls were measured to take.
+
+        Rows beyond would wait for each other and then be run in smaller calls all the same.
+        """
+        costs = {size: self._costs[size] for size in self.usable_batch_sizes}
+        return max(size for size in costs if costs[size] <= _NOISE * sum(costs[call] for call in cheapest_calls(size, costs)))
 
     def __call__(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
         """Evaluates the network, in the calls of usable batch sizes that cost least; the last is padded where it must be.

@@ -73,7 +73,7 @@ class AutoencoderStage(LocalStage[HalfIdentity]):
         return CallBatcher(tiled, self._worker, capacity=1)
 
     def _batched(self, network: CompiledNetwork) -> CallBatcher:
-        return CallBatcher(network, self._worker, capacity=network.usable_batch_sizes[-1])
+        return CallBatcher(network, self._worker, capacity=network.capacity)
 
     def finish(self) -> None:
         self._worker.close()

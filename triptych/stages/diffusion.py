@@ -76,7 +76,7 @@ class DiffusionStage(LocalStage[DiffusionIdentity]):
                 ((*network.rows["latents"].shape[:2], vae.latent_channels), network.rows["context"].shape): network
                 for network in compiled
             },
-            capacity=min(network.usable_batch_sizes[-1] for network in compiled),
+            capacity=min(network.capacity for network in compiled),
             queue_size=self.options.queue_size,
         )
         return DiffusionIdentity(
