@@ -111,7 +111,7 @@ class CompiledNetwork:
 
     @property
     def capacity(self) -> int:
-        """Rows to gather for a call: the largest usable batch size that is worth it, by the seconds that calls were measured to take.
+        """Rows to gather for a call: the largest usable batch size that is worth it, by the seconds that calls were measured at.
 
         Rows beyond would wait for each other and then be run in smaller calls all the same.
         """
