@@ -73,6 +73,7 @@ def test_where_exactness_is_not_wanted_all_sizes_are_run():
         ({1: 1.0, 2: 2.5, 4: 6.0, 8: 20.0}, False, 1, [1] * 8),
         ({1: 1.0, 2: 1.2, 4: 1.6, 8: 3.3}, False, 8, [4, 4]),  # as good as equal
         ({1: 1.0, 2: 1.2, 4: 1.6, 8: 2.4}, True, 4, [4, 4]),  # eight is not exact
+        ({1: 1.0, 2: 1.2, 4: 9.0, 8: 2.4}, True, 4, [2, 2, 2, 2]),  # only exact=false gives up company
     ],
 )
 def test_calls_and_capacity_follow_the_seconds_that_were_measured(seconds, exactly, capacity, calls_of_eight):

@@ -85,6 +85,7 @@ class CompiledNetwork:
         self.exactness: Exactness | None = None
         self.usable_batch_sizes = self.batch_sizes
         self._run = run
+        self._exactly = False
         self._costs: Mapping[int, float] = {size: size + _ROWS_OF_A_CALL for size in self.batch_sizes}
         self._splits: dict[int, list[int]] = {}
         self._warm: set[int] = set()
@@ -105,16 +106,18 @@ class CompiledNetwork:
                 "another precision or engine, or exact=false"
             )
         self.exactness = exactness
+        self._exactly = exactly
         self.usable_batch_sizes = exactness.batch_sizes if exactly else self.batch_sizes
         self._costs = exactness.seconds
         self._splits.clear()
 
     @property
     def capacity(self) -> int:
-        """Rows to gather for a call: the largest usable batch size that is worth it, by the seconds that calls were measured at.
-
-        Rows beyond would wait for each other and then be run in smaller calls all the same.
+        """Rows to gather for a call: the largest usable batch size. Where bytes may depend on it anyway, the largest worth having
+        by the seconds measured: rows beyond would wait for each other, and then be run in smaller calls all the same.
         """
+        if self._exactly:
+            return self.usable_batch_sizes[-1]
         costs = {size: self._costs[size] for size in self.usable_batch_sizes}
         return max(size for size in costs if costs[size] <= _NOISE * sum(costs[call] for call in cheapest_calls(size, costs)))
 
