@@ -142,7 +142,13 @@ class DiffusionIdentity:
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderIdentity:
-    """A decoder: the space of the latents it takes, and how many pixels each becomes."""
+    """A decoder: the space of the latents it takes, and how many pixels each becomes.
+
+    Attributes:
+        tile_sizes: For each of `sizes` the (width, height) of what its network's upper levels are run on at once: the size
+            itself, or less where the picture is made in tiles.
+        has_preview_decoder: Whether `preview` in a request means something to it.
+    """
 
     model: str
     weights_digest: str
@@ -155,6 +161,8 @@ class DecoderIdentity:
     scaling_factor: float
     downsampling: int
     sizes: tuple[tuple[int, int], ...]
+    tile_sizes: tuple[tuple[int, int], ...] = ()
+    has_preview_decoder: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -310,6 +318,7 @@ class DecodeRequest:
         image_texts: What each PNG carries as text under `IMAGE_TEXT_KEYWORD`: none, or one a row.
         original: Pixels to keep where `paste_mask` is 0, sRGB uint8 (B or 1, H, W, 3).
         paste_mask: 255 where the decoded picture shows, 0 where the original does, between them a mixture, uint8 (B or 1, H, W).
+        preview: Rough pictures will do, by a smaller network where the decoder has one.
     """
 
     latents: Float32
@@ -317,6 +326,7 @@ class DecodeRequest:
     image_texts: tuple[str, ...] = ()
     original: UInt8 | None = None
     paste_mask: UInt8 | None = None
+    preview: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

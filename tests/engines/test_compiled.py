@@ -66,6 +66,26 @@ def test_where_exactness_is_not_wanted_all_sizes_are_run():
     assert run.calls == [4]
 
 
+@pytest.mark.parametrize(
+    ("seconds", "exactly", "capacity", "calls_of_eight"),
+    [
+        ({1: 1.0, 2: 1.2, 4: 1.6, 8: 2.4}, False, 8, [8]),  # the larger, the cheaper a row
+        ({1: 1.0, 2: 1.2, 4: 1.6, 8: 5.0}, False, 4, [4, 4]),  # eight at once are too many for this machine
+        ({1: 1.0, 2: 2.5, 4: 6.0, 8: 20.0}, False, 1, [1] * 8),
+        ({1: 1.0, 2: 1.2, 4: 1.6, 8: 3.3}, False, 8, [4, 4]),  # as good as equal
+        ({1: 1.0, 2: 1.2, 4: 1.6, 8: 2.4}, True, 4, [4, 4]),  # eight is not exact
+        ({1: 1.0, 2: 1.2, 4: 9.0, 8: 2.4}, True, 4, [2, 2, 2, 2]),  # only exact=false gives up company
+    ],
+)
+def test_calls_and_capacity_follow_the_seconds_that_were_measured(seconds, exactly, capacity, calls_of_eight):
+    run = Recorder()
+    network = CompiledNetwork(run, ROWS, (1, 2, 4, 8), from_cache=False)
+    assert network.capacity == 8
+    network.use(Exactness(batch_sizes=(1, 2, 4), largest_difference=0.5, seconds=seconds), exactly=exactly)
+    network(inputs(8))
+    assert (network.capacity, run.calls) == (capacity, calls_of_eight)
+
+
 def test_a_network_without_an_exact_size_is_refused_unless_that_is_wanted():
     network = CompiledNetwork(Recorder(), ROWS, (1, 2), from_cache=False)
     nothing = Exactness(batch_sizes=(), largest_difference=0.5, seconds={1: 1, 2: 1})

@@ -4,13 +4,14 @@ import asyncio
 import base64
 import io
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from tests.fakes import FakeDecoder, FakeDiffusion
+from tests.fakes import DECODER, FakeDecoder, FakeDiffusion
 from tests.gateway.running import Connection, Stages, events_of, until
 from triptych.contract import Decoded, DecodeRequest, ImageFormat
 from triptych.errors import QueueFull, StageFailed
@@ -212,3 +213,22 @@ async def test_previews_are_spread_over_the_steps(num_steps: int, previews: int,
         body = {"prompt": "x", "num_steps": num_steps, "previews": previews}
         await client.post("/generate", json=body, headers={"Accept": STREAM})
     assert (stages.diffusion.asked[0].progress_every, stages.diffusion.asked[0].previews) == (every, True)
+
+
+@pytest.mark.parametrize("has_preview_decoder", [True, False])
+async def test_previews_and_no_pictures_go_through_the_preview_decoder(has_preview_decoder: bool) -> None:
+    class Watched(FakeDecoder):
+        profile = replace(DECODER, has_preview_decoder=has_preview_decoder)
+
+        async def decode(self, request: DecodeRequest, *, deadline: float | None = None) -> Decoded:
+            asked.append((request.image_format, request.preview))
+            return await super().decode(request, deadline=deadline)
+
+    asked: list[tuple[ImageFormat | None, bool]] = []
+    followed = Followed(Stages(decoder=Watched()))
+    await followed.go_to(2)
+    await until(lambda: followed.events("preview"))
+    await followed.finish()
+    assert (ImageFormat.JPEG, has_preview_decoder) in asked
+    assert (ImageFormat.JPEG, not has_preview_decoder) not in asked
+    assert (ImageFormat.PNG, False) in asked

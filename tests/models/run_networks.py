@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from tests.tiny_models import run_network
-from triptych.checkpoints.checkpoint import Network, load_network
+from triptych.checkpoints.checkpoint import Network, VAEPart, load_network, load_part
 from triptych.checkpoints.diffusers_folder import DiffusersFolder
 
 
@@ -22,13 +22,30 @@ INPUTS = {
     Network.VAE_ENCODER: {"images": normal(2, 16, 24, 3)},
     Network.VAE_DECODER: {"latents": normal(2, 2, 3, 4)},
 }
+PARTS = {
+    (Network.VAE_DECODER, VAEPart.TRUNK): {"latents": normal(2, 2, 3, 4)},
+    (Network.VAE_DECODER, VAEPart.TILE): {
+        "features": normal(2, 4, 6, 32),
+        "share": normal(2, 4, 6, 1),
+        "told": normal(2, 9, 2, 8),
+    },
+    (Network.VAE_DECODER, VAEPart.THUMBNAIL): {"features": normal(2, 4, 6, 32), "told": normal(2, 9, 2, 8)},
+    (Network.VAE_ENCODER, VAEPart.TILE): {
+        "images": normal(2, 16, 24, 3),
+        "share": normal(2, 4, 6, 1),
+        "told": normal(2, 4, 2, 8),
+    },
+}
 
 
 def outputs(folder: Path) -> dict[str, np.ndarray]:
+    files = DiffusersFolder(folder)
+    networks = {network.value: (load_network(files, network), inputs) for network, inputs in INPUTS.items()}
+    parts = {f"{network}.{part}": (load_part(files, network, part), inputs) for (network, part), inputs in PARTS.items()}
     return {
-        f"{network.value}.{name}": array
-        for network, inputs in INPUTS.items()
-        for name, array in run_network(load_network(DiffusersFolder(folder), network), inputs).items()
+        f"{of}.{name}": array
+        for of, (model, inputs) in (networks | parts).items()
+        for name, array in run_network(model, inputs).items()
     }
 
 

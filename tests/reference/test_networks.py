@@ -20,7 +20,8 @@ from tests import tiny_models
 from tests.tiny_models import TEXT_ENCODER, UNET, VAE, run_network
 from triptych.checkpoints.checkpoint import Network, load_network
 from triptych.checkpoints.diffusers_folder import DiffusersFolder
-from triptych.models.config import CLIPTextConfig, UNetConfig, VAEConfig
+from triptych.checkpoints.tiny_vae_folder import TinyVAEFolder
+from triptych.models.config import CLIPTextConfig, TinyVAEConfig, UNetConfig, VAEConfig
 
 TOLERANCE = 1e-5
 
@@ -51,6 +52,12 @@ VAES = {
     "tiny": VAE,
     "Stable Diffusion 1": replace(VAE, block_out_channels=(32, 32, 64, 64), layers_per_block=2, norm_num_groups=32),
     "vignette": replace(VAE, block_out_channels=(24, 48, 96, 128), scaling_factor=1.3),
+}
+TINY_VAES = {
+    "TAESD": TinyVAEConfig(),
+    "other": TinyVAEConfig(
+        decoder_block_out_channels=(16, 16, 16), num_decoder_blocks=(2, 1, 2), latent_channels=8, scaling_factor=0.5
+    ),
 }
 TEXT_ENCODERS = {
     "tiny": TEXT_ENCODER,
@@ -85,6 +92,19 @@ def test_vae_encodes_and_decodes_as_diffusers(config: VAEConfig, tmp_path: Path)
     _assert_close(encoded["mean"], _channels_last(expected.mean))
     _assert_close(encoded["logvar"], _channels_last(expected.logvar))
     _assert_close(decoded["images"], _channels_last(theirs.decode(_channels_first(latents) / config.scaling_factor).sample))
+
+
+@pytest.mark.parametrize("config", TINY_VAES.values(), ids=TINY_VAES.keys())
+def test_tiny_vae_decodes_as_diffusers(config: TinyVAEConfig, tmp_path: Path) -> None:
+    theirs = _randomized(diffusers.AutoencoderTiny(**config.to_dict()))
+    theirs.save_pretrained(tmp_path)
+    latents = 2 * _normal(2, 4, 8, config.latent_channels)
+
+    files = TinyVAEFolder(tmp_path)
+    decoded = run_network(files.load_decoder(), {"latents": latents})["images"]
+
+    assert files.config == config
+    _assert_close(decoded, _channels_last(theirs.decode(_channels_first(latents) / config.scaling_factor).sample))
 
 
 @pytest.mark.parametrize("config", TEXT_ENCODERS.values(), ids=TEXT_ENCODERS.keys())

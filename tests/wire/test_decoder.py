@@ -19,6 +19,7 @@ from triptych.wire.open_inference import InferRequest, InferResponse, RequestedO
     [
         DecodeRequest(latents=LATENTS),
         DecodeRequest(latents=LATENTS, image_format=ImageFormat.WEBP),
+        DecodeRequest(latents=LATENTS, preview=True),
         DecodeRequest(latents=LATENTS, image_format=ImageFormat.PNG, image_texts=("eins", "zwei €")),
         DecodeRequest(latents=LATENTS, original=np.ones((1, 64, 96, 3), np.uint8), paste_mask=np.ones((2, 64, 96), np.uint8)),
     ],

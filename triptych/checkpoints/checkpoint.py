@@ -39,6 +39,14 @@ class UNetPart(StrEnum):
     """Its layers nearest to the latents, on the features of an earlier evaluation."""
 
 
+class VAEPart(StrEnum):
+    """The parts of one half of the VAE, for pictures that are run in tiles: see `models/vae_parts.py`."""
+
+    TRUNK = "trunk"
+    TILE = "tile"
+    THUMBNAIL = "thumbnail"
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelFacts:
     """What the networks of a model do not say themselves.
@@ -104,6 +112,10 @@ class Checkpoint(Protocol):
     def tokenizer(self) -> Path:
         """The folder of vocab.json and merges.txt."""
 
+    @property
+    def tiny_vae(self) -> Path | None:
+        """The folder of an AutoencoderTiny that decodes the same latents, roughly and fast; None where there is none."""
+
     def config(self, network: Network) -> NetworkConfig:
         """Of one network; both halves of the VAE have the same."""
 
@@ -142,6 +154,23 @@ def load_network(
         case Network.VAE_DECODER:
             model = build_vae_decoder(checkpoint.vae, data_format=data_format, **fresh)
     load_weights(model, checkpoint, network, is_part=part is UNetPart.SHALLOW)
+    return model
+
+
+def load_part(checkpoint: Checkpoint, network: Network, part: VAEPart, *, data_format: str | None = None) -> keras.Model:
+    """A part of one half of the VAE, built and with its weights. Raises as `load_network`."""
+    from triptych.models import vae_parts
+
+    build = {
+        (Network.VAE_DECODER, VAEPart.TRUNK): vae_parts.build_decoder_trunk,
+        (Network.VAE_DECODER, VAEPart.TILE): vae_parts.build_decoder_tile,
+        (Network.VAE_DECODER, VAEPart.THUMBNAIL): vae_parts.build_decoder_thumbnail,
+        (Network.VAE_ENCODER, VAEPart.TRUNK): vae_parts.build_encoder_trunk,
+        (Network.VAE_ENCODER, VAEPart.TILE): vae_parts.build_encoder_tile,
+        (Network.VAE_ENCODER, VAEPart.THUMBNAIL): vae_parts.build_encoder_thumbnail,
+    }[network, part]
+    model = build(checkpoint.vae, data_format=data_format, kernel_initializer="zeros")
+    load_weights(model, checkpoint, network, is_part=True)
     return model
 
 

@@ -8,6 +8,7 @@
     vae/            config.json  diffusion_pytorch_model.safetensors
     scheduler/      scheduler_config.json
     tokenizer/      vocab.json  merges.txt  tokenizer_config.json  special_tokens_map.json
+    tiny_vae/       config.json  diffusion_pytorch_model.safetensors   (an AutoencoderTiny, for previews; rarely there)
 
 triptych.json is our own: what diffusers' files do not say, and docs/checkpoints.md says how it is derived where there is none.
 Its `base` names another folder, relative to this one, that lends whatever parts and facts this one does not have itself.
@@ -92,6 +93,11 @@ class DiffusersFolder:
     @property
     def tokenizer(self) -> Path:
         return self._holder("tokenizer").path / "tokenizer"
+
+    @property
+    def tiny_vae(self) -> Path | None:
+        path = self._holder("tiny_vae").path / "tiny_vae"
+        return path if path.is_dir() else None
 
     def config(self, network: Network) -> NetworkConfig:
         config: NetworkConfig = getattr(self, network.subfolder)

@@ -315,6 +315,10 @@ class NamedModel:
                 f"a --tokenizer), and {error.message}"
             ) from error
 
+    @property
+    def tiny_vae(self) -> Path | None:
+        return self._checkpoint().tiny_vae
+
     def config(self, network: Network) -> NetworkConfig:
         return self._checkpoint().config(network)
 

@@ -179,6 +179,10 @@ class SingleFile:
         pad = 0 if self._is_second else tokenizer.end
         return folder if tokenizer.pad == pad else self._padded(folder, str(tokenizer.bpe.id_to_token(pad)))
 
+    @property
+    def tiny_vae(self) -> None:
+        """A single file has none."""
+
     def config(self, network: Network) -> NetworkConfig:
         config: NetworkConfig = getattr(self, network.subfolder)
         return config

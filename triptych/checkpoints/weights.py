@@ -149,7 +149,9 @@ def fill(model: keras.Model, tensors: Tensors, *, is_part: bool = False) -> None
     """Fills a network with tensors.
 
     Args:
-        is_part: Whether the network is a part of that whose tensors these are.
+        model: The network.
+        tensors: All of its own, and no others.
+        is_part: It is a part of the network whose tensors these are: others may be there.
 
     Raises:
         CheckpointError: They are not those of the network, or damaged.

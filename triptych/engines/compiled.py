@@ -21,6 +21,9 @@ Run = Callable[[dict[str, NDArray[Any]]], dict[str, NDArray[Any]]]
 # and one of Stable Diffusion's size on a CPU, where it is hardly any.
 _ROWS_OF_A_CALL = 2.0
 
+# What was measured of two ways to run the same rows may differ by so much without meaning anything.
+_NOISE = 1.1
+
 
 @dataclass(frozen=True, kw_only=True)
 class RowSpec:
@@ -86,6 +89,7 @@ class CompiledNetwork:
         self.usable_batch_sizes = self.batch_sizes
         self.call_bytes = 0
         self._run = run
+        self._exactly = False
         self._costs: Mapping[int, float] = {size: size + _ROWS_OF_A_CALL for size in self.batch_sizes}
         self._splits: dict[int, list[int]] = {}
         self._warm: set[int] = set()
@@ -106,9 +110,20 @@ class CompiledNetwork:
                 "another precision or engine, or exact=false"
             )
         self.exactness = exactness
+        self._exactly = exactly
         self.usable_batch_sizes = exactness.batch_sizes if exactly else self.batch_sizes
         self._costs = exactness.seconds
         self._splits.clear()
+
+    @property
+    def capacity(self) -> int:
+        """Rows to gather for a call: the largest usable batch size. Where bytes may depend on it anyway, the largest worth having
+        by the seconds measured: rows beyond would wait for each other, and then be run in smaller calls all the same.
+        """
+        if self._exactly:
+            return self.usable_batch_sizes[-1]
+        costs = {size: self._costs[size] for size in self.usable_batch_sizes}
+        return max(size for size in costs if costs[size] <= _NOISE * sum(costs[call] for call in cheapest_calls(size, costs)))
 
     def __call__(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
         """Evaluates the network, in the calls of usable batch sizes that cost least; the last is padded where it must be.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from types import TracebackType
 from typing import Self
@@ -55,7 +55,8 @@ class IdleDecoder:
         return self._preview
 
     async def _decode(self, request: DecodeRequest, deadline: float) -> Decoded:
-        return await self._decoder.decode(request, deadline=deadline)
+        identity = await self._decoder.identity()  # a decoder of somebody else may refuse a parameter that it does not know
+        return await self._decoder.decode(replace(request, preview=identity.has_preview_decoder), deadline=deadline)
 
     def _forget(self, task: asyncio.Task[Decoded]) -> None:
         self._preview = None

@@ -50,6 +50,13 @@ _VAE_ONLY = {
     "latents_mean": (None,),
     "latents_std": (None,),
 }
+_TINY_VAE_ONLY = {
+    "_class_name": ("AutoencoderTiny",),
+    "act_fn": ("relu",),
+    "upsample_fn": ("nearest",),
+    "upsampling_scaling_factor": (2,),
+    "shift_factor": (None, 0, 0.0),
+}
 _TEXT_ONLY = {"model_type": ("clip_text_model", "clip")}
 
 _UNET_BLOCK_TYPES = {
@@ -219,6 +226,48 @@ class VAEConfig(NetworkConfig):
     def _refuse_impossible(self) -> None:
         for width in self.block_out_channels:
             _refuse_indivisible(self.network, "channels", width, "norm_num_groups", self.norm_num_groups)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TinyVAEConfig(NetworkConfig):
+    """The decoder of a tiny autoencoder, as diffusers' AutoencoderTiny and with its defaults. The encoder is not ours.
+
+    Attributes:
+        decoder_block_out_channels: As many as `num_decoder_blocks`, and all alike: no network of this kind can have others.
+    """
+
+    network: ClassVar[str] = "tiny VAE"
+
+    out_channels: int = 3
+    latent_channels: int = 4
+    decoder_block_out_channels: tuple[int, ...] = (64, 64, 64, 64)
+    num_decoder_blocks: tuple[int, ...] = (3, 3, 3, 1)
+    scaling_factor: float = 1.0
+
+    @property
+    def width(self) -> int:
+        return self.decoder_block_out_channels[0]
+
+    @property
+    def downsampling(self) -> int:
+        """Pixels of an edge that become one latent."""
+        return int(2 ** (len(self.num_decoder_blocks) - 1))
+
+    @property
+    def num_decoder_layers(self) -> int:
+        """As torch counts them: activations and enlargements too."""
+        return 2 + sum(self.num_decoder_blocks) + 2 * len(self.num_decoder_blocks) - 1
+
+    def _refuse_unsupported(self, values: Mapping[str, Any]) -> None:
+        _refuse_other_values(self.network, values, _TINY_VAE_ONLY)
+
+    def _refuse_impossible(self) -> None:
+        widths, blocks = self.decoder_block_out_channels, self.num_decoder_blocks
+        if len(widths) != len(blocks) or len(set(widths)) > 1:
+            raise CheckpointError(
+                f"the configuration of the {self.network} has decoder_block_out_channels={widths}; they must all be alike, "
+                f"and as many as num_decoder_blocks={blocks}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

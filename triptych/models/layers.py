@@ -100,12 +100,13 @@ class ImageLayers:
 
     # Layers
 
-    def conv(self, x, name, channels, kernel_size=3, *, strides=1, padding="same"):
+    def conv(self, x, name, channels, kernel_size=3, *, strides=1, padding="same", use_bias=True):
         return layers.Conv2D(
             channels,
             kernel_size,
             strides=strides,
             padding=padding,
+            use_bias=use_bias,
             data_format=self.data_format,
             kernel_initializer=self.kernel_initializer,
             name=name,

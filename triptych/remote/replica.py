@@ -11,7 +11,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from triptych.errors import StageBrokeOff, StageError, StageNotReady
 from triptych.remote.breaker import BreakerState, CircuitBreaker
 
-MAY_DIFFER = frozenset({"numerics", "exact", "exact_batch_sizes", "largest_difference"})
+MAY_DIFFER = frozenset({"numerics", "exact", "exact_batch_sizes", "largest_difference", "has_preview_decoder"})
 """Fields of an identity in which replicas of one stage may differ."""
 
 WEIGHT_OF_THE_NEWEST = 0.2

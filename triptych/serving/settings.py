@@ -13,6 +13,7 @@ from pydantic import (
     AfterValidator,
     AliasChoices,
     BeforeValidator,
+    DirectoryPath,
     Field,
     FilePath,
     PositiveInt,
@@ -211,6 +212,14 @@ class StageSettings(ServerSettings):
 
     sizes: Annotated[tuple[Size, ...] | None, NoDecode, BeforeValidator(split)] = None
     """Pictures to be ready for, width first, such as `512x512,768x512`; the first is the default. Else the model decides."""
+
+    tile_side: PositiveInt = 768
+    """Pixels: a picture that is wider or higher than this is decoded, and encoded, in tiles that are not, which takes less memory
+    and more time. By default so large that the sizes which Stable Diffusion was trained for, 512 and 768, are done whole."""
+
+    preview_decoder: DirectoryPath | None = None
+    """Folder of a tiny autoencoder in diffusers' layout (AutoencoderTiny, such as TAESD) that decodes previews, never pictures.
+    By default `tiny_vae` in the model's own folder; where there is none, previews are decoded like pictures."""
 
     queue_size: Annotated[int, Field(ge=0)] = 64
     """Jobs that may wait for the network; one more is refused with 429."""

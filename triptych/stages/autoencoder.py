@@ -10,9 +10,11 @@ from triptych.checkpoints.checkpoint import Network
 from triptych.contract import DecoderIdentity, ImageEncoderIdentity, StageName
 from triptych.engines import CompiledNetwork, RowSpec
 from triptych.models.config import VAEConfig
+from triptych.models.tiling import num_upper_levels
 from triptych.stages.call_batcher import CallBatcher
 from triptych.stages.local_stage import LocalStage, NetworkLoader
 from triptych.stages.options import StageOptions
+from triptych.stages.tiles import TiledDecoder, TiledEncoder
 from triptych.stages.worker import Worker
 
 HalfIdentity = TypeVar("HalfIdentity", DecoderIdentity, ImageEncoderIdentity)
@@ -24,12 +26,14 @@ class AutoencoderStage(LocalStage[HalfIdentity]):
     Attributes:
         network: Which half.
         input: What its network calls its one input.
+        tiled: What stands for the network where pictures are larger than `tile_side`.
         identity_type: Of what it says of itself.
     """
 
     name = StageName.DECODER
     network: ClassVar[Network]
     input: ClassVar[str]
+    tiled: ClassVar[type[TiledDecoder] | type[TiledEncoder]]
     identity_type: type[HalfIdentity]
 
     def __init__(self, options: StageOptions) -> None:
@@ -54,8 +58,8 @@ class AutoencoderStage(LocalStage[HalfIdentity]):
     def load(self, networks: NetworkLoader) -> HalfIdentity:
         facts, config = networks.files.facts, networks.files.vae
         sizes = networks.sizes(config.downsampling)
-        rows = [self.row(width, height, config) for width, height in sizes]
-        self._networks = {row.shape[:2]: self._batched(networks.load(self.network, {self.input: row})) for row in rows}
+        self._tile_sizes: dict[tuple[int, int], tuple[int, int]] = {}
+        self._networks = {self.row(*size, config).shape[:2]: self._network_for(*size, networks) for size in sizes}
         self._room = networks.room({(width, height): self.picture_bytes(width, height, config) for width, height in sizes})
         return self.identity_type(
             model=facts.model,
@@ -69,10 +73,19 @@ class AutoencoderStage(LocalStage[HalfIdentity]):
             scaling_factor=config.scaling_factor,
             downsampling=config.downsampling,
             sizes=sizes,
+            tile_sizes=tuple(self._tile_sizes.get(size, size) for size in sizes),
         )
 
+    def _network_for(self, width: int, height: int, networks: NetworkLoader) -> CallBatcher:
+        config, largest = networks.files.vae, self.options.tile_side
+        if max(width, height) <= largest or not num_upper_levels(config):
+            return self._batched(networks.load(self.network, {self.input: self.row(width, height, config)}))
+        tiled = self.tiled(networks, width, height, largest=largest)
+        self._tile_sizes[width, height] = tiled.tile_size
+        return CallBatcher(tiled, self._worker, capacity=1)
+
     def _batched(self, network: CompiledNetwork) -> CallBatcher:
-        return CallBatcher(network, self._worker, capacity=network.usable_batch_sizes[-1])
+        return CallBatcher(network, self._worker, capacity=network.capacity)
 
     def finish(self) -> None:
         self._worker.close()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import numpy as np
 
 from triptych.checkpoints.checkpoint import Network
+from triptych.checkpoints.tiny_vae_folder import TinyVAEFolder
 from triptych.contract import (
     Decoded,
     DecodeRequest,
@@ -22,7 +24,10 @@ from triptych.engines import RowSpec
 from triptych.errors import StageFailed
 from triptych.models.config import VAEConfig
 from triptych.stages.autoencoder import AutoencoderStage
+from triptych.stages.call_batcher import CallBatcher
 from triptych.stages.images import encode_image, paste, to_pixels
+from triptych.stages.local_stage import NetworkLoader
+from triptych.stages.tiles import TiledDecoder
 
 
 class DecoderStage(AutoencoderStage[DecoderIdentity]):
@@ -30,6 +35,7 @@ class DecoderStage(AutoencoderStage[DecoderIdentity]):
 
     network = Network.VAE_DECODER
     input = "latents"
+    tiled = TiledDecoder
     identity_type = DecoderIdentity
 
     @staticmethod
@@ -45,12 +51,26 @@ class DecoderStage(AutoencoderStage[DecoderIdentity]):
         pixel = 3 * 12 + (3 + 3 + 1 + 3 * 12) + 2 * 3
         return 2 * latents + width * height * pixel
 
+    def load(self, networks: NetworkLoader) -> DecoderIdentity:
+        identity = super().load(networks)
+        folder = self.options.preview_decoder or networks.files.tiny_vae
+        self._previews = {} if folder is None else self._load_previews(networks, TinyVAEFolder(folder), identity)
+        return replace(identity, has_preview_decoder=bool(self._previews))
+
+    def _load_previews(
+        self, networks: NetworkLoader, files: TinyVAEFolder, identity: DecoderIdentity
+    ) -> dict[tuple[int, ...], CallBatcher]:
+        """By the sizes of latents: the network that previews go through."""
+        rows = [self.row(width, height, networks.files.vae) for width, height in identity.sizes]
+        return {row.shape[:2]: self._batched(networks.load_tiny_decoder(files, row)) for row in rows}
+
     async def decode(self, request: DecodeRequest, *, deadline: float | None = None) -> Decoded:
         identity = await self.identity()
         check_decode(request, identity)
         rows, height, width, _ = request.latents.shape
+        networks = self._previews if request.preview and self._previews else self._networks
         with self.take_room(rows, (width * identity.downsampling, height * identity.downsampling)):
-            outputs = await self._networks[height, width]({"latents": request.latents}, deadline=deadline)
+            outputs = await networks[height, width]({"latents": request.latents}, deadline=deadline)
             pixels, digests = await asyncio.to_thread(_to_pixels, outputs["images"], request)
             if request.image_format is None:
                 return Decoded(images=pixels, pixels_sha256=digests)

@@ -125,7 +125,7 @@ class DiffusionStage(LocalStage[DiffusionIdentity]):
         return StepBatcher(
             whole,
             shallow=shallow,
-            capacity=min(network.usable_batch_sizes[-1] for network in (*whole.values(), *shallow.values())),
+            capacity=min(network.capacity for network in (*whole.values(), *shallow.values())),
             queue_size=self.options.queue_size,
         )
 

@@ -23,6 +23,7 @@ from triptych.models.config import VAEConfig
 from triptych.sampling.noise import Purpose, normal
 from triptych.stages.autoencoder import AutoencoderStage
 from triptych.stages.call_batcher import Arrays
+from triptych.stages.tiles import TiledEncoder
 
 
 class ImageEncoderStage(AutoencoderStage[ImageEncoderIdentity]):
@@ -31,6 +32,7 @@ class ImageEncoderStage(AutoencoderStage[ImageEncoderIdentity]):
     title = "image_encoder"
     network = Network.VAE_ENCODER
     input = "images"
+    tiled = TiledEncoder
     identity_type = ImageEncoderIdentity
 
     @staticmethod

@@ -11,8 +11,9 @@ from contextlib import nullcontext
 from functools import partial
 from typing import ClassVar, Generic, TypeVar
 
-from triptych.checkpoints.checkpoint import Network, UNetPart, load_network
+from triptych.checkpoints.checkpoint import Network, UNetPart, VAEPart, load_network, load_part
 from triptych.checkpoints.registry import find_model
+from triptych.checkpoints.tiny_vae_folder import TinyVAEFolder
 from triptych.contract import (
     DecoderIdentity,
     DiffusionIdentity,
@@ -26,7 +27,7 @@ from triptych.engines import CompiledNetwork, Exactness, NetworkSource, RowSpec,
 from triptych.engines.cache import code_digest, prune
 from triptych.engines.exactness import exactness_of
 from triptych.engines.hardware import instruction_set
-from triptych.errors import StageNotReady, StartError
+from triptych.errors import CheckpointError, StageNotReady, StartError
 from triptych.stages.batch_sizes import default_batch_sizes, is_large
 from triptych.stages.memory import Room, plan_memory
 from triptych.stages.options import StageOptions
@@ -183,34 +184,75 @@ class NetworkLoader:
         budget = self._options.memory_bytes
         return Room(self._stage, plan_memory(self._stage, picture_bytes, call_bytes=self._call_bytes, budget=budget))
 
-    def load(self, network: Network, rows: Mapping[str, RowSpec], *, part: UNetPart | None = None) -> CompiledNetwork:
+    def load(
+        self, network: Network, rows: Mapping[str, RowSpec], *, part: UNetPart | VAEPart | None = None, one_row: bool = False
+    ) -> CompiledNetwork:
         """The network for rows of this shape, warm; where the options say so it runs only exact batch sizes.
 
         Args:
-            part: Of the U-Net: see `load_network`.
+            network: Which one.
+            rows: Of each input.
+            part: Of the network; None is all of it.
+            one_row: It is never run for more.
 
         Raises:
             CheckpointError, EngineError: As their names say; no batch size is exact.
         """
         with _one_large_at_a_time if is_large(self.files.config(network)) else nullcontext():
-            return self._load(network, rows, part)
+            return self._load(network, rows, part, (1,) if one_row else self._batch_sizes(network))
 
-    def _load(self, network: Network, rows: Mapping[str, RowSpec], part: UNetPart | None) -> CompiledNetwork:
+    def load_tiny_decoder(self, files: TinyVAEFolder, latents: RowSpec) -> CompiledNetwork:
+        """The network of previews, warm. No picture goes through it, so it has no say in what the stage says of itself.
+
+        Raises:
+            CheckpointError, EngineError: As their names say; it does not fit the model's VAE.
+        """
+        tiny, vae = files.config, self.files.vae
+        if (tiny.latent_channels, tiny.downsampling, tiny.out_channels) != (vae.latent_channels, vae.downsampling, 3):
+            raise CheckpointError(
+                f"{files.path} decodes latents of {tiny.latent_channels} channels, {tiny.downsampling} pixels each, to "
+                f"{tiny.out_channels} channels; the model's VAE has {vae.latent_channels}, {vae.downsampling} and 3"
+            )
         source = NetworkSource(
-            name=network if part is None else f"{part}_{network}",
-            build=partial(load_network, self.files, network, part=part),
+            name="tiny_decoder",
+            build=files.load_decoder,
+            key={"network": "tiny_decoder", "weights": files.weights_digest(), "config": tiny.to_dict(), "code": _code()},
+        )
+        compiled, _ = self._compile(source, {"latents": latents}, self._batch_sizes(Network.VAE_DECODER))
+        return compiled
+
+    def _load(
+        self, network: Network, rows: Mapping[str, RowSpec], part: UNetPart | VAEPart | None, batch_sizes: tuple[int, ...]
+    ) -> CompiledNetwork:
+        source = NetworkSource(
+            name=network if part is None else f"{network}_{part}",
+            build=(
+                partial(load_part, self.files, network, part)
+                if isinstance(part, VAEPart)
+                else partial(load_network, self.files, network, part=part)
+            ),
             key={
                 "network": network,
                 "part": part,
                 "weights": self.weights_digest(network),
                 "config": self.files.config(network).to_dict(),
-                "code": [code_digest("triptych.models"), code_digest("triptych.checkpoints")],
+                "code": _code(),
             },
         )
+        compiled, exactness = self._compile(source, rows, batch_sizes)
+        if not self._options.exact:
+            difference = exactness.largest_difference
+            _log.warning("exact=false: a row's batch-mates may change what the %s gives it by %.2g", network, difference)
+        self._exactness.append(exactness)
+        return compiled
+
+    def _compile(
+        self, source: NetworkSource, rows: Mapping[str, RowSpec], batch_sizes: tuple[int, ...]
+    ) -> tuple[CompiledNetwork, Exactness]:
         compiled = self._engine.compile(
             source,
             rows,
-            batch_sizes=self._batch_sizes(network),
+            batch_sizes=batch_sizes,
             precision=self._precision,
             cache_folder=self._options.cache_folder,
         )
@@ -218,12 +260,8 @@ class NetworkLoader:
         compiled.warm_up()
         self._call_bytes = max(self._call_bytes, compiled.call_bytes)
         compiled.use(exactness, exactly=self._options.exact)
-        if not self._options.exact:
-            difference = exactness.largest_difference
-            _log.warning("exact=false: a row's batch-mates may change what the %s gives it by %.2g", network, difference)
-        self._exactness.append(exactness)
         self.all_from_cache &= compiled.from_cache
-        return compiled
+        return compiled, exactness
 
     def _batch_sizes(self, network: Network) -> tuple[int, ...]:
         if self._options.batch_sizes:
@@ -233,3 +271,8 @@ class NetworkLoader:
             "the %s is compiled for %s rows at once; TRIPTYCH_BATCH_SIZES changes that", network, " and ".join(map(str, sizes))
         )
         return sizes
+
+
+def _code() -> list[str]:
+    """What of our code decides a network."""
+    return [code_digest("triptych.models"), code_digest("triptych.checkpoints")]

@@ -53,6 +53,14 @@ class StageOptions(Protocol):
         """(width, height) in pixels of the pictures to be ready for, the default first; None is the model's own choice."""
 
     @property
+    def tile_side(self) -> int:
+        """Pixels: where a picture is wider or higher, its VAE runs in tiles that are not."""
+
+    @property
+    def preview_decoder(self) -> Path | None:
+        """Folder of an AutoencoderTiny that decodes previews; None is the model's own, where it has one."""
+
+    @property
     def threads(self) -> int | None:
         """CPU threads that the network may use; None is all of them."""
 

@@ -41,7 +41,7 @@ class TextEncoderStage(LocalStage[TextEncoderIdentity]):
             raise CheckpointError(f"the tokenizer has {has} tokens, the text encoder knows {knows}: they do not belong together")
         self._known_words = None if facts.words is None else frozenset(facts.words)
         network = networks.load(Network.TEXT_ENCODER, {"tokens": tokens})
-        self._network = CallBatcher(network, self._worker, capacity=network.usable_batch_sizes[-1])
+        self._network = CallBatcher(network, self._worker, capacity=network.capacity)
         return TextEncoderIdentity(
             model=facts.model,
             weights_digest=networks.weights_digest(Network.TEXT_ENCODER),

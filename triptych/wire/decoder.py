@@ -39,9 +39,10 @@ def write_request(request: DecodeRequest) -> InferRequest:
     for name, pixels in (("original", request.original), ("paste_mask", request.paste_mask)):
         if pixels is not None:
             inputs[name] = pixels
+    format_ = {} if request.image_format is None else {"image_format": str(request.image_format)}
     return InferRequest(
         inputs=inputs,
-        parameters={} if request.image_format is None else {"image_format": str(request.image_format)},
+        parameters={**format_, **({"preview": True} if request.preview else {})},
         outputs=(RequestedOutput(name="images"),),
     )
 
@@ -51,6 +52,7 @@ def read_request(request: InferRequest, identity: DecoderIdentity) -> DecodeRequ
     check_inputs(request.inputs, _inputs(identity))
     parameters = Parameters(request.parameters)
     name = parameters.choice("image_format", list(ImageFormat))
+    preview = parameters.flag("preview", default=False)
     parameters.finish()
     if name is not None and not request.wants_binary("images"):
         raise InvalidValue("encoded images have no JSON form: ask for images with binary_data true", param="images")
@@ -61,6 +63,7 @@ def read_request(request: InferRequest, identity: DecoderIdentity) -> DecodeRequ
         image_texts=_read_texts(request.inputs.get("image_text"), rows=len(latents)),
         original=request.inputs.get("original"),
         paste_mask=request.inputs.get("paste_mask"),
+        preview=preview,
     )
 
 

@@ -1,0 +1,152 @@
+"""Stable Diffusion's decoder at 512, 768 and 1024 pixels, whole and in tiles: memory at the peak, and seconds of a picture.
+
+Random weights. Each case is a decoder stage in a process of its own, started twice: the first time compiles, the second is
+measured.
+Needs the reference environment, and 16 GB of memory::
+
+    .venv-reference/bin/python -m benchmarks.tiles
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.line_processes import Lines, line_process
+from benchmarks.memory import PeakMemory
+from benchmarks.report import circumstances, describe, markdown_table, write_results
+from triptych.contract import DecodeRequest
+from triptych.serving.settings import StageSettings, read_settings
+from triptych.stages.decoder import DecoderStage
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("triptych", "keras", "openvino", "numpy")
+SIDES = (512, 768, 1024)
+TILE_SIDES = (256, 384, 512, 768)
+WHOLE = 2**20
+"""A `tile_side` that nothing exceeds."""
+
+
+def serve(task: Mapping[str, Any]) -> None:
+    """A decoder stage that decodes the same latents for every line, and keeps every eighth pixel of the last picture."""
+    lines = Lines()
+    side = task["side"]
+    stage = DecoderStage(
+        read_settings(
+            StageSettings,
+            model=task["model"],
+            cache_folder=Path(task["cache"]),
+            sizes=((side, side),),
+            tile_side=task["tile_side"],
+            precision=task["precision"],
+        )
+    )
+    stage.start()
+    shape = (1, side // 8, side // 8, 4)
+    request = DecodeRequest(latents=np.random.default_rng(0).standard_normal(shape, np.float32))
+
+    async def decode() -> dict[str, float]:
+        started = time.perf_counter()
+        images = (await stage.decode(request)).images
+        seconds = time.perf_counter() - started
+        np.save(task["pixels"], np.asarray(images)[0, ::8, ::8])
+        return {"seconds": seconds}
+
+    identity = asyncio.run(stage.identity())
+    lines.say({"tile_sizes": identity.tile_sizes, "precision": identity.numerics.precision})
+    lines.answer(lambda _: asyncio.run(decode()))
+
+
+def measure(task: Mapping[str, Any], pictures: int) -> dict[str, Any]:
+    """One case: memory over the start from disk and all pictures, seconds of each picture after the first."""
+    command = [sys.executable, "-m", "benchmarks.tiles", "--serve", json.dumps(task)]
+
+    def running() -> Any:
+        return line_process("decoder", command, folder=ROOT, environment=os.environ, on_line=lambda name, line: None)
+
+    with running():
+        pass
+    with running() as process, PeakMemory(process.pid) as peak:
+        seconds = [process.ask({})["seconds"] for _ in range(pictures + 1)][1:]
+        facts = process.facts
+    return {
+        "side": task["side"],
+        "tile_side": task["tile_side"],
+        **facts,
+        "seconds": seconds,
+        "anonymous_bytes": peak.anonymous,
+        "total_bytes": peak.total,
+    }
+
+
+def measure_side(task: Mapping[str, Any], tile_sides: Sequence[int], pictures: int) -> list[dict[str, Any]]:
+    """One size of picture: whole, then in tiles, each with the largest difference of its pixels from those of the whole."""
+    cases = []
+    whole: Any = None
+    for tile_side in (WHOLE, *(each for each in tile_sides if each < task["side"])):
+        print(f"Decoding {task['side']}x{task['side']}, tile_side {tile_side} ...", file=sys.stderr, flush=True)
+        case = measure({**task, "tile_side": tile_side}, pictures)
+        pixels = np.load(task["pixels"]).astype(int)
+        whole = pixels if whole is None else whole
+        cases.append({**case, "largest_difference": int(np.abs(pixels - whole).max())})
+    return cases
+
+
+def report(cases: Sequence[Mapping[str, Any]]) -> str:
+    header = ("picture", "tiles of", "precision", "own memory at the peak, GB", "seconds", "largest difference of 255")
+    rows = [
+        (
+            f"{each['side']}x{each['side']}",
+            "whole" if each["tile_side"] == WHOLE else "x".join(map(str, each["tile_sizes"][0])),
+            each["precision"],
+            f"{each['anonymous_bytes'] / 1e9:.2f}",
+            f"{statistics.median(each['seconds']):.2f}",
+            each["largest_difference"],
+        )
+        for each in cases
+    ]
+    return markdown_table(header, rows)
+
+
+def main() -> None:
+    """Measures, prints Markdown, and keeps the numbers in benchmarks/results/tiles.json as they come."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--serve", help=argparse.SUPPRESS)
+    parser.add_argument("--model", help="a model in diffusers' layout; else a Stable Diffusion 1.5 is written and deleted")
+    parser.add_argument("--sides", nargs="+", type=int, default=SIDES)
+    parser.add_argument("--tile-sides", nargs="+", type=int, default=TILE_SIDES)
+    parser.add_argument("--precision", default="auto")
+    parser.add_argument("--pictures", type=int, default=5)
+    arguments = parser.parse_args()
+    if arguments.serve:
+        serve(json.loads(arguments.serve))
+        return
+    told = circumstances(PACKAGES) | {"command": "python -m benchmarks.tiles"}  # where the folder lies is nobody's business
+    cases: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as temporary:
+        if (model := arguments.model) is None:
+            from benchmarks.random_checkpoint import write_stable_diffusion_1
+
+            model = f"{temporary}/checkpoint"
+            write_stable_diffusion_1(Path(model))
+        files = {"model": model, "cache": f"{temporary}/cache", "pixels": f"{temporary}/pixels.npy"}
+        for side in arguments.sides:
+            task = {**files, "precision": arguments.precision, "side": side}
+            cases += measure_side(task, arguments.tile_sides, arguments.pictures)
+            write_results("tiles", {**told, "cases": cases})
+    print(report(cases), "\n\n" + describe(told))
+
+
+if __name__ == "__main__":
+    main()
