@@ -24,13 +24,14 @@ import openvino as ov
 from openvino import opset16
 from openvino.passes import ConstantFolding, Manager
 
-from triptych.engines import AUTO, NetworkSource, Precision
+from triptych.engines import NetworkSource, Precision
 from triptych.engines.cache import code_digest, find_or_fill, keep_bytes, kept_bytes
 from triptych.engines.compiled import Arrays, CompiledNetwork, RowSpec
 from triptych.engines.distributions import installed_version
 from triptych.engines.exactness import exactness_file
 from triptych.engines.hardware import available_cpus, has_bfloat16, instruction_set
 from triptych.engines.keras_backend import import_keras
+from triptych.engines.precision import chosen_precision
 from triptych.errors import EngineError
 
 _log = logging.getLogger(__name__)
@@ -56,13 +57,15 @@ class OpenVINOEngine:
         self._core = ov.Core()
 
     def choose_precision(self, wanted: str) -> Precision:
-        if wanted == AUTO:
-            return Precision.BFLOAT16 if has_bfloat16() else Precision.FLOAT32
+        offered = self._offered()
+        best = Precision.BFLOAT16 if Precision.BFLOAT16 in offered else Precision.FLOAT32
+        return chosen_precision(wanted, engine=self.name, offered=offered, best=best)
+
+    def _offered(self) -> set[Precision]:
+        """What the CPU computes in. What OpenVINO only imitates there, more slowly than float32, is not offered."""
         capabilities = self._core.get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES")
-        offered = [precision for precision in Precision if _CAPABILITIES[precision] in capabilities]
-        if wanted not in offered:
-            raise EngineError(f"this CPU does not compute in {wanted!r}; choose {', '.join(offered)} or auto")
-        return Precision(wanted)
+        offered = {precision for precision, capability in _CAPABILITIES.items() if capability in capabilities}
+        return offered if has_bfloat16() else offered - {Precision.BFLOAT16}
 
     def compile(
         self,

@@ -193,7 +193,8 @@ class StageSettings(ServerSettings):
     """What runs the network."""
 
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Of the network's arithmetic; `auto` is what the engine finds best on this machine."""
+    """Of the network's arithmetic; `auto` is what the engine finds best on this machine. Where the processor lacks one the next
+    best is taken, which the log and the metadata's `numerics` say: for `float16` that is `bfloat16`, for `bfloat16` `float32`."""
 
     threads: PositiveInt | None = None
     """CPU threads that the network may use; by default all."""
