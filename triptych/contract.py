@@ -304,10 +304,12 @@ class Decoded:
 
     Attributes:
         pixels_sha256: `sha256_of` each picture's pixels, which a file need not show any more; none where a decoder tells none.
+        float32_rows: Those that were NaN or infinite in the decoder's own precision, and were computed again in float32.
     """
 
     images: UInt8 | tuple[bytes, ...]
     pixels_sha256: tuple[str, ...] = ()
+    float32_rows: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -256,6 +256,7 @@ class Generated:
         seeds: One for each picture.
         seconds: How long each stage was waited for.
         digests: What the stages handed on.
+        float32_rows: Pictures that were NaN or infinite in the decoder's own precision, and were decoded again in float32.
     """
 
     images: UInt8 | tuple[bytes, ...]
@@ -263,6 +264,7 @@ class Generated:
     warnings: tuple[str, ...]
     seconds: Mapping[StageName, float]
     digests: Digests
+    float32_rows: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -318,6 +320,7 @@ class Pipeline:
             warnings=(*encoded.warnings, *denoised.warnings),
             seconds=clock.seconds,
             digests=_digests(encoded, denoised, decoded),
+            float32_rows=decoded.float32_rows,
         )
 
     async def _encode(self, request: GenerateRequest, clock: _Clock) -> Encoded:

@@ -44,9 +44,11 @@ class JaxEngine:
 
     def choose_precision(self, wanted: str) -> Precision:
         if self.platform == "cpu":
-            return chosen_precision(wanted, engine=self.name, offered=precisions_of_cpu(), best=Precision.FLOAT32)
-        offered = precisions_of_gpu(self._generation)
-        return chosen_precision(wanted, engine=self.name, offered=offered, best=offered[0])
+            # XLA has no attention in float16 for any CPU.
+            offered = set(precisions_of_cpu()) - {Precision.FLOAT16}
+            return chosen_precision(wanted, engine=self.name, offered=offered, best=Precision.FLOAT32)
+        of_gpu = precisions_of_gpu(self._generation)
+        return chosen_precision(wanted, engine=self.name, offered=of_gpu, best=of_gpu[0])
 
     def compile(
         self,

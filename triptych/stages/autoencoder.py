@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
+from functools import partial
 from typing import ClassVar, TypeVar
 
 from triptych.checkpoints.checkpoint import Network
 from triptych.contract import DecoderIdentity, ImageEncoderIdentity, StageName
-from triptych.engines import CompiledNetwork, RowSpec
+from triptych.engines import Precision, RowSpec
 from triptych.models.config import VAEConfig
 from triptych.stages.call_batcher import CallBatcher
+from triptych.stages.finite_network import FiniteNetwork
 from triptych.stages.local_stage import LocalStage, NetworkLoader
 from triptych.stages.options import StageOptions
 from triptych.stages.worker import Worker
@@ -34,6 +37,7 @@ class AutoencoderStage(LocalStage[HalfIdentity]):
     def __init__(self, options: StageOptions) -> None:
         super().__init__(options)
         self._worker = Worker(stage=self.name, queue_size=options.queue_size)
+        self._finite_networks: list[FiniteNetwork] = []
 
     @staticmethod
     @abstractmethod
@@ -44,7 +48,7 @@ class AutoencoderStage(LocalStage[HalfIdentity]):
         facts, config = networks.files.facts, networks.files.vae
         sizes = networks.sizes(config.downsampling)
         rows = [self.row(width, height, config) for width, height in sizes]
-        self._networks = {row.shape[:2]: self._batched(networks.load(self.network, {self.input: row})) for row in rows}
+        self._networks = {row.shape[:2]: self._batched(networks, {self.input: row}) for row in rows}
         return self.identity_type(
             model=facts.model,
             weights_digest=networks.weights_digest(self.network),
@@ -59,8 +63,17 @@ class AutoencoderStage(LocalStage[HalfIdentity]):
             sizes=sizes,
         )
 
-    def _batched(self, network: CompiledNetwork) -> CallBatcher:
-        return CallBatcher(network, self._worker, capacity=network.usable_batch_sizes[-1])
+    @property
+    def float32_rows(self) -> int:
+        """Rows so far that were NaN or infinite in half precision, and computed again in float32."""
+        return sum(network.float32_rows for network in self._finite_networks)
+
+    def _batched(self, networks: NetworkLoader, rows: Mapping[str, RowSpec]) -> CallBatcher:
+        network, precision = networks.load(self.network, rows), networks.numerics.precision
+        make_float32 = None if precision == Precision.FLOAT32 else partial(networks.load_float32, self.network, rows)
+        finite = FiniteNetwork(network, make_float32, name=self.title or self.name, precision=precision)
+        self._finite_networks.append(finite)
+        return CallBatcher(finite, self._worker, capacity=network.usable_batch_sizes[-1])
 
     def finish(self) -> None:
         self._worker.close()

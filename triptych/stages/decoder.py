@@ -22,6 +22,7 @@ from triptych.engines import RowSpec
 from triptych.errors import StageFailed
 from triptych.models.config import VAEConfig
 from triptych.stages.autoencoder import AutoencoderStage
+from triptych.stages.finite_network import IN_FLOAT32
 from triptych.stages.images import encode_image, paste, to_pixels
 
 
@@ -41,10 +42,9 @@ class DecoderStage(AutoencoderStage[DecoderIdentity]):
         network = self._networks[request.latents.shape[1:3]]
         outputs = await network({"latents": request.latents}, deadline=deadline)
         pixels, digests = await asyncio.to_thread(_to_pixels, outputs["images"], request)
-        if request.image_format is None:
-            return Decoded(images=pixels, pixels_sha256=digests)
-        files = await _encode(pixels, request.image_format, request.image_texts)
-        return Decoded(images=files, pixels_sha256=digests)
+        images = pixels if request.image_format is None else await _encode(pixels, request.image_format, request.image_texts)
+        float32_rows = tuple(np.flatnonzero(outputs[IN_FLOAT32]).tolist())
+        return Decoded(images=images, pixels_sha256=digests, float32_rows=float32_rows)
 
 
 def _to_pixels(images: Float32, request: DecodeRequest) -> tuple[UInt8, tuple[str, ...]]:

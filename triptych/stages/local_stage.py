@@ -14,7 +14,7 @@ from typing import ClassVar, Generic, TypeVar
 from triptych.checkpoints.checkpoint import Network, load_network
 from triptych.checkpoints.registry import find_model
 from triptych.contract import DecoderIdentity, DiffusionIdentity, ImageEncoderIdentity, Numerics, StageName, TextEncoderIdentity
-from triptych.engines import CompiledNetwork, Exactness, NetworkSource, RowSpec, get_engine
+from triptych.engines import CompiledNetwork, Exactness, NetworkSource, Precision, RowSpec, get_engine
 from triptych.engines.cache import code_digest, prune
 from triptych.engines.exactness import exactness_of
 from triptych.engines.hardware import instruction_set
@@ -161,11 +161,41 @@ class NetworkLoader:
         Raises:
             CheckpointError, EngineError: As their names say; no batch size is exact.
         """
-        with _one_large_at_a_time if is_large(self.files.config(network)) else nullcontext():
-            return self._load(network, rows)
+        compiled, exactness = self._compile(network, rows, self._precision, self._batch_sizes(network))
+        if not self._options.exact:
+            difference = exactness.largest_difference
+            _log.warning("exact=false: a row's batch-mates may change what the %s gives it by %.2g", network, difference)
+        self._exactness.append(exactness)
+        self.all_from_cache &= compiled.from_cache
+        return compiled
 
-    def _load(self, network: Network, rows: Mapping[str, RowSpec]) -> CompiledNetwork:
-        source = NetworkSource(
+    def load_float32(self, network: Network, rows: Mapping[str, RowSpec]) -> CompiledNetwork:
+        """The network in float32, for one row at a time: what it gives a row never depends on mates, and it takes least memory.
+
+        Raises:
+            CheckpointError, EngineError: As `load` raises them.
+        """
+        compiled, _ = self._compile(network, rows, Precision.FLOAT32, (1,))
+        return compiled
+
+    def _compile(
+        self, network: Network, rows: Mapping[str, RowSpec], precision: Precision, batch_sizes: tuple[int, ...]
+    ) -> tuple[CompiledNetwork, Exactness]:
+        with _one_large_at_a_time if is_large(self.files.config(network)) else nullcontext():
+            compiled = self._engine.compile(
+                self._source(network),
+                rows,
+                batch_sizes=batch_sizes,
+                precision=precision,
+                cache_folder=self._options.cache_folder,
+            )
+            exactness = exactness_of(compiled)
+            compiled.warm_up()
+        compiled.use(exactness, exactly=self._options.exact)
+        return compiled, exactness
+
+    def _source(self, network: Network) -> NetworkSource:
+        return NetworkSource(
             name=network,
             build=partial(load_network, self.files, network),
             key={
@@ -175,22 +205,6 @@ class NetworkLoader:
                 "code": [code_digest("triptych.models"), code_digest("triptych.checkpoints")],
             },
         )
-        compiled = self._engine.compile(
-            source,
-            rows,
-            batch_sizes=self._batch_sizes(network),
-            precision=self._precision,
-            cache_folder=self._options.cache_folder,
-        )
-        exactness = exactness_of(compiled)
-        compiled.warm_up()
-        compiled.use(exactness, exactly=self._options.exact)
-        if not self._options.exact:
-            difference = exactness.largest_difference
-            _log.warning("exact=false: a row's batch-mates may change what the %s gives it by %.2g", network, difference)
-        self._exactness.append(exactness)
-        self.all_from_cache &= compiled.from_cache
-        return compiled
 
     def _batch_sizes(self, network: Network) -> tuple[int, ...]:
         if self._options.batch_sizes:
