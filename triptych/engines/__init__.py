@@ -31,11 +31,13 @@ class NetworkSource:
         name: For people: in file names and sentences.
         build: Returns the Keras model with its weights. Called after the engine has chosen Keras' backend.
         key: Everything that decides what `build` returns, as JSON has it: digest of the weights, configuration, code.
+        graph: A folder with the network as OpenVINO has it, which then need not be built; `key` decides what that is.
     """
 
     name: str
     build: Callable[[], keras.Model]
     key: Mapping[str, Any]
+    graph: Path | None = None
 
 
 class Engine(Protocol):

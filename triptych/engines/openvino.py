@@ -13,6 +13,7 @@ import hashlib
 import io
 import logging
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -38,7 +39,7 @@ _log = logging.getLogger(__name__)
 
 _DEVICE = "CPU"
 _HINTS = {Precision.FLOAT32: ov.Type.f32, Precision.BFLOAT16: ov.Type.bf16, Precision.FLOAT16: ov.Type.f16}
-_CAPABILITIES = {Precision.FLOAT32: "FP32", Precision.BFLOAT16: "BF16", Precision.FLOAT16: "FP16"}
+_CAPABILITIES = {Precision.FLOAT32: "FP32", Precision.BFLOAT16: "BF16", Precision.FLOAT16: "FP16", Precision.INT8: "INT8"}
 
 # Compiling takes several times the memory of the weights. Networks whose weights take more bytes than this are compiled one batch
 # size after the other, and what they are compiled to is not kept: it would be gigabytes for each.
@@ -59,7 +60,7 @@ class OpenVINOEngine:
     def choose_precision(self, wanted: str) -> Precision:
         offered = self._offered()
         best = Precision.BFLOAT16 if Precision.BFLOAT16 in offered else Precision.FLOAT32
-        return chosen_precision(wanted, engine=self.name, offered=offered, best=best)
+        return chosen_precision(wanted, engine=self.name, known=tuple(Precision), offered=offered, best=best)
 
     def _offered(self) -> set[Precision]:
         """What the CPU computes in. What OpenVINO only imitates there, more slowly than float32, is not offered."""
@@ -76,13 +77,20 @@ class OpenVINOEngine:
         precision: Precision,
         cache_folder: Path,
     ) -> CompiledNetwork:
-        folder, from_cache = find_or_fill(
-            cache_folder, f"{source.name}-{self.name}", _key(source, rows), partial(_save_graph, source, rows)
-        )
+        folder, from_cache = self._graph_folder(source, rows, cache_folder)
         network = _NetworkOfFolder(self._core, folder, rows, self._properties(precision))
         network.prepare(batch_sizes)
         path = exactness_file(folder, network.digest, sorted(batch_sizes))
         return CompiledNetwork(network.run, rows, batch_sizes, from_cache=from_cache, exactness_file=path)
+
+    def graph_folder(self, source: NetworkSource, rows: Mapping[str, RowSpec], cache_folder: Path) -> Path:
+        """Where the network's graph is, `network.xml` and its weights; made where it is missing. Raises as `compile` does."""
+        folder, _ = self._graph_folder(source, rows, cache_folder)
+        return folder
+
+    def _graph_folder(self, source: NetworkSource, rows: Mapping[str, RowSpec], cache_folder: Path) -> tuple[Path, bool]:
+        save = partial(_save_graph, source, rows) if source.graph is None else partial(_copy_graph, source.graph)
+        return find_or_fill(cache_folder, f"{source.name}-{self.name}", _key(source, rows), save)
 
     def _properties(self, precision: Precision) -> dict[str, Any]:
         properties = {
@@ -156,6 +164,11 @@ def _key(source: NetworkSource, rows: Mapping[str, RowSpec]) -> dict[str, Any]:
         "code": code_digest(__package__),
         "versions": {name: installed_version(name) for name in ("keras", "openvino")},
     }
+
+
+def _copy_graph(graph: Path, folder: Path) -> None:
+    for name in ("network.xml", "network.bin"):
+        shutil.copyfile(graph / name, folder / name)
 
 
 def _save_graph(source: NetworkSource, rows: Mapping[str, RowSpec], folder: Path) -> None:

@@ -13,11 +13,18 @@ _log = logging.getLogger(__name__)
 
 
 class Precision(StrEnum):
-    """What the network computes in. Weights on disk, inputs and outputs are what they are, whatever is chosen."""
+    """What the network computes in. Weights on disk, inputs and outputs are what they are, whatever is chosen.
+
+    A network in `int8` is one that was quantized before, see `quantized.py`. What of it was not computes in one of the others.
+    """
 
     FLOAT32 = "float32"
     BFLOAT16 = "bfloat16"
     FLOAT16 = "float16"
+    INT8 = "int8"
+
+
+FLOATS = (Precision.FLOAT32, Precision.BFLOAT16, Precision.FLOAT16)
 
 
 AUTO = "auto"
@@ -27,6 +34,7 @@ AUTO = "auto"
 _NEXT_BEST: Mapping[Precision, Sequence[Precision]] = {
     Precision.FLOAT16: (Precision.BFLOAT16, Precision.FLOAT32),
     Precision.BFLOAT16: (Precision.FLOAT32,),
+    Precision.INT8: (Precision.BFLOAT16, Precision.FLOAT32),
 }
 
 
@@ -55,7 +63,7 @@ def chosen_precision(
     wanted: str,
     *,
     engine: str,
-    known: Collection[Precision] = tuple(Precision),
+    known: Collection[Precision] = FLOATS,
     offered: Collection[Precision],
     best: Precision,
 ) -> Precision:

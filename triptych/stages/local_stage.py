@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import ClassVar, Generic, TypeVar
 
 from triptych.checkpoints.checkpoint import Network, load_network
 from triptych.checkpoints.registry import find_model
 from triptych.contract import DecoderIdentity, DiffusionIdentity, ImageEncoderIdentity, Numerics, StageName, TextEncoderIdentity
-from triptych.engines import CompiledNetwork, Exactness, NetworkSource, Precision, RowSpec, get_engine
+from triptych.engines import AUTO, CompiledNetwork, Exactness, NetworkSource, Precision, RowSpec, get_engine
 from triptych.engines.cache import code_digest, prune
 from triptych.engines.exactness import exactness_of
 from triptych.engines.hardware import instruction_set
-from triptych.errors import StageNotReady, StartError
+from triptych.engines.quantized import find_quantized
+from triptych.errors import EngineError, StageNotReady, StartError
 from triptych.stages.batch_sizes import default_batch_sizes, is_large
 from triptych.stages.options import StageOptions
 
@@ -26,6 +29,9 @@ _log = logging.getLogger(__name__)
 
 # Stages of one process start side by side; building and compiling a large network takes several times its memory.
 _one_large_at_a_time = threading.Lock()
+
+QUANTIZABLE: Mapping[Network, StageName] = {Network.UNET: StageName.DIFFUSION, Network.VAE_DECODER: StageName.DECODER}
+"""The networks that can be had in int8, and whose they are: those that take the time. The others compute in float."""
 
 Identity = TypeVar("Identity", TextEncoderIdentity, DiffusionIdentity, DecoderIdentity, ImageEncoderIdentity)
 
@@ -54,14 +60,17 @@ class LocalStage(ABC, Generic[Identity]):
     def finish(self) -> None:
         """Waits for what runs; called once it takes nothing more, whether it has started or not."""
 
-    def start(self) -> None:
+    def start(self, networks: NetworkLoader | None = None) -> None:
         """Loads and warms up; blocks, for seconds or minutes.
+
+        Args:
+            networks: Where its networks come from; by default a loader of its own.
 
         Raises:
             StartError: With a sentence that says what to do.
         """
         started = time.monotonic()
-        networks = NetworkLoader(self.options, self.name)
+        networks = networks or NetworkLoader(self.options, self.name)
         self._identity = self.load(networks)
         self.started_from_cache = networks.all_from_cache
         if self.options.cache_bytes is not None:
@@ -100,6 +109,7 @@ class NetworkLoader:
 
     Attributes:
         files: The model.
+        engine: What compiles them.
         all_from_cache: Whether no network had to be built so far.
     """
 
@@ -110,18 +120,26 @@ class NetworkLoader:
         self._stage = stage
         self._digests: dict[Network, str] = {}
         self._exactness: list[Exactness] = []
-        self._engine = get_engine(options.engine, threads=options.threads)
-        self._precision = self._engine.choose_precision(options.precision)
+        self.engine = get_engine(options.engine, threads=options.threads)
+        self._precision = self.engine.choose_precision(options.precision)
+        # What is not quantized of a network, or a network that is not, computes in.
+        self._float = self.engine.choose_precision(AUTO) if self._precision is Precision.INT8 else self._precision
+        self._quantized: list[str] = []
 
     @property
     def numerics(self) -> Numerics:
-        return Numerics(
-            engine=self._engine.name,
-            version=self._engine.version,
-            precision=self._precision,
+        """Of the networks loaded so far."""
+        numerics = Numerics(
+            engine=self.engine.name,
+            version=self.engine.version,
+            precision=self._float,
             instruction_set=instruction_set(),
-            device=self._engine.device,
+            device=self.engine.device,
         )
+        if not self._quantized:
+            return numerics
+        digest = hashlib.sha256("\n".join(self._quantized).encode()).hexdigest()
+        return replace(numerics, precision=Precision.INT8, float_precision=self._float, quantized=digest)
 
     @property
     def exact_batch_sizes(self) -> tuple[int, ...]:
@@ -161,7 +179,8 @@ class NetworkLoader:
         Raises:
             CheckpointError, EngineError: As their names say; no batch size is exact.
         """
-        compiled, exactness = self._compile(network, rows, self._precision, self._batch_sizes(network))
+        source = self._quantized_source(network, rows) if self._precision is Precision.INT8 else self.source(network)
+        compiled, exactness = self._compile(source, rows, self._float, self._batch_sizes(network))
         if not self._options.exact:
             difference = exactness.largest_difference
             _log.warning("exact=false: a row's batch-mates may change what the %s gives it by %.2g", network, difference)
@@ -175,15 +194,15 @@ class NetworkLoader:
         Raises:
             CheckpointError, EngineError: As `load` raises them.
         """
-        compiled, _ = self._compile(network, rows, Precision.FLOAT32, (1,))
+        compiled, _ = self._compile(self.source(network), rows, Precision.FLOAT32, (1,))
         return compiled
 
     def _compile(
-        self, network: Network, rows: Mapping[str, RowSpec], precision: Precision, batch_sizes: tuple[int, ...]
+        self, source: NetworkSource, rows: Mapping[str, RowSpec], precision: Precision, batch_sizes: tuple[int, ...]
     ) -> tuple[CompiledNetwork, Exactness]:
-        with _one_large_at_a_time if is_large(self.files.config(network)) else nullcontext():
-            compiled = self._engine.compile(
-                self._source(network),
+        with _one_large_at_a_time if is_large(self.files.config(Network(source.name))) else nullcontext():
+            compiled = self.engine.compile(
+                source,
                 rows,
                 batch_sizes=batch_sizes,
                 precision=precision,
@@ -194,7 +213,22 @@ class NetworkLoader:
         compiled.use(exactness, exactly=self._options.exact)
         return compiled, exactness
 
-    def _source(self, network: Network) -> NetworkSource:
+    def _quantized_source(self, network: Network, rows: Mapping[str, RowSpec]) -> NetworkSource:
+        source, folder = self.source(network), self._options.quantized_folder
+        if network not in QUANTIZABLE:
+            _log.info("the %s is never quantized, and computes in %s", network, self._float)
+            return source
+        if (quantized := find_quantized(folder, source, rows)) is None:
+            inputs = ", ".join(f"{name} {row.shape}" for name, row in rows.items() if row.shape)
+            raise EngineError(
+                f"{folder} has no {network} of {self.files.facts.model} in int8 for {inputs}: "
+                f"`triptych quantize {self._options.model} --stage {QUANTIZABLE[network]}` makes it"
+            )
+        self._quantized.append(quantized.digest)
+        return replace(source, key={"network": network, "quantized": quantized.digest}, graph=quantized.folder)
+
+    def source(self, network: Network) -> NetworkSource:
+        """The network in float, as the checkpoint has it."""
         return NetworkSource(
             name=network,
             build=partial(load_network, self.files, network),
