@@ -5,7 +5,7 @@ import logging
 import pytest
 
 from triptych.engines import hardware
-from triptych.engines.precision import Precision, chosen_precision, precisions_of_cpu, precisions_of_gpu
+from triptych.engines.precision import FLOATS, Precision, chosen_precision, precisions_of_cpu, precisions_of_gpu
 from triptych.errors import EngineError
 
 HALF = "bfloat16" if hardware.has_bfloat16() else "float32"
@@ -22,8 +22,8 @@ def choose(wanted: str, *offered: Precision) -> Precision:
 
 
 def test_what_the_machine_computes_in_is_taken_as_it_is(caplog):
-    for precision in Precision:
-        assert choose(precision, *Precision) is precision
+    for precision in FLOATS:
+        assert choose(precision, *FLOATS) is precision
     assert choose("auto", Precision.FLOAT16, Precision.FLOAT32) is Precision.FLOAT16
     assert caplog.records == []
 
@@ -47,6 +47,17 @@ def test_the_next_best_is_taken_and_said_once(caplog, wanted, offered, taken):
 def test_a_name_that_there_is_not_is_refused_with_those_that_there_are():
     with pytest.raises(EngineError, match=r"the engine toy has no precision 'float8'; choose float32, bfloat16, .* or auto"):
         choose("float8", Precision.FLOAT32)
+
+
+def test_int8_is_for_the_engine_that_has_it(caplog):
+    with pytest.raises(EngineError, match="the engine toy has no precision 'int8'"):
+        choose("int8", *FLOATS)
+    offered = Precision.FLOAT32, Precision.BFLOAT16
+    told = {"engine": "toy", "known": tuple(Precision), "best": Precision.FLOAT32}
+    assert chosen_precision("int8", offered=(*offered, Precision.INT8), **told) is Precision.INT8
+    assert caplog.records == []
+    assert chosen_precision("int8", offered=offered, **told) is Precision.BFLOAT16
+    assert "this machine does not compute in int8: the next best is taken, bfloat16" in caplog.text
 
 
 @pytest.mark.parametrize(
