@@ -7,7 +7,7 @@ TRITON := .venv-triton
 
 # What each verb needs of pyproject.toml's extras. make demo stays small: one engine, no TensorFlow.
 DEMO_EXTRAS := openvino,jobs
-TEST_EXTRAS := openvino,tensorflow,jax,jobs,bench,dev
+TEST_EXTRAS := openvino,tensorflow,jax,quantize,jobs,bench,dev
 REFERENCE_EXTRAS := openvino,keras-cv,reference,dev
 
 # Tests run in several processes, four at most: each may hold a gigabyte. A file's tests stay together, so that what they share is

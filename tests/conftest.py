@@ -34,6 +34,7 @@ def cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             monkeypatch.delenv(name)
     monkeypatch.setenv("TRIPTYCH_MODELS_FILE", str(tmp_path / "models.toml"))
     monkeypatch.setenv("TRIPTYCH_MODELS_FOLDER", str(tmp_path / "models"))
+    monkeypatch.setenv("TRIPTYCH_QUANTIZED_FOLDER", str(tmp_path / "quantized"))
     monkeypatch.setenv("TRIPTYCH_JOBS_DATABASE", str(tmp_path / "jobs.sqlite3"))
     monkeypatch.setenv("TRIPTYCH_JOBS_STORE", str(tmp_path / "jobs"))
     folder = tmp_path / "cache"

@@ -276,11 +276,15 @@ class FakeDiffusion(FakeStage[DenoiseRequest]):
 
 
 class FakeDecoder(FakeStage[DecodeRequest]):
-    """Each latent becomes a square of its own colour. `tells_digests=False` makes it a decoder of somebody else."""
+    """Each latent becomes a square of its own colour. `tells_digests=False` makes it a decoder of somebody else.
+
+    `float32_pictures` are those that it says it computed again.
+    """
 
     name = "decoder"
     profile = DECODER
     tells_digests = True
+    float32_pictures: tuple[int, ...] = ()
 
     async def identity(self) -> DecoderIdentity:
         self.check_started()
@@ -292,11 +296,12 @@ class FakeDecoder(FakeStage[DecodeRequest]):
         images = self._paint(request.latents)
         digests = tuple(map(sha256_of, images)) if self.tells_digests else ()
         if request.image_format is None:
-            return Decoded(images=images, pixels_sha256=digests)
+            return Decoded(images=images, pixels_sha256=digests, float32_rows=self.float32_pictures)
         texts = request.image_texts or ("",) * len(images)
         return Decoded(
             images=tuple(encode_image(image, request.image_format, text) for image, text in zip(images, texts, strict=True)),
             pixels_sha256=digests,
+            float32_rows=self.float32_pictures,
         )
 
     def _paint(self, latents: np.ndarray) -> UInt8:

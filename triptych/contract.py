@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any, Protocol
 
@@ -69,6 +69,10 @@ class Numerics:
     """What decides a stage's bytes besides weights and request.
 
     Replicas of equal numerics and equal weights return equal bytes.
+
+    Attributes:
+        float_precision: What those layers of an int8 network compute in that were not quantized; empty where none was.
+        quantized: sha256 of the quantized graph; empty where there is none.
     """
 
     engine: str
@@ -76,6 +80,12 @@ class Numerics:
     precision: str
     instruction_set: str
     device: str
+    float_precision: str = ""
+    quantized: str = ""
+
+    def told(self) -> dict[str, str]:
+        """By name, without what is empty."""
+        return {name: value for name, value in asdict(self).items() if value}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -335,10 +345,12 @@ class Decoded:
 
     Attributes:
         pixels_sha256: `sha256_of` each picture's pixels, which a file need not show any more; none where a decoder tells none.
+        float32_rows: Those that were NaN or infinite in the decoder's own precision, and were computed again in float32.
     """
 
     images: UInt8 | tuple[bytes, ...]
     pixels_sha256: tuple[str, ...] = ()
+    float32_rows: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

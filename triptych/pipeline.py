@@ -258,6 +258,7 @@ class Generated:
         seeds: One for each picture.
         seconds: How long each stage was waited for.
         digests: What the stages handed on.
+        float32_rows: Pictures that were NaN or infinite in the decoder's own precision, and were decoded again in float32.
     """
 
     images: UInt8 | tuple[bytes, ...]
@@ -265,6 +266,7 @@ class Generated:
     warnings: tuple[str, ...]
     seconds: Mapping[StageName, float]
     digests: Digests
+    float32_rows: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -320,6 +322,7 @@ class Pipeline:
             warnings=(*encoded.warnings, *denoised.warnings),
             seconds=clock.seconds,
             digests=_digests(encoded, denoised, decoded),
+            float32_rows=decoded.float32_rows,
         )
 
     async def _encode(self, request: GenerateRequest, clock: _Clock) -> Encoded:

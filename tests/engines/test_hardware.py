@@ -35,6 +35,16 @@ def test_the_widest_instructions_name_the_cpu(monkeypatch, tmp_path, flags, name
     assert hardware.has_bfloat16() is bfloat16
 
 
+@pytest.mark.parametrize(
+    ("flags", "float16"), [("avx512f avx512_bf16", False), ("avx512f avx512_fp16", True), ("amx_fp16", True)]
+)
+def test_few_cpus_multiply_in_float16(monkeypatch, tmp_path, flags, float16):
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text(f"flags\t\t: fpu {flags}\n", encoding="utf-8")
+    monkeypatch.setattr(hardware, "Path", lambda _: cpuinfo)
+    assert hardware.has_float16() is float16
+
+
 def test_without_cpuinfo_it_is_the_machine(monkeypatch, tmp_path):
     monkeypatch.setattr(hardware, "Path", lambda _: tmp_path / "missing")
     monkeypatch.setattr(platform, "machine", lambda: "arm64")

@@ -11,9 +11,10 @@ import pytest
 
 from tests.engines.other_process import run_toy
 from tests.engines.toy_network import compile_toy, expected, refuse_to_build, toy_inputs, toy_source, weights
-from triptych.engines import NetworkSource, get_engine, hardware
+from triptych.engines import NetworkSource, Precision, get_engine, hardware
 from triptych.engines.cache import keep_bytes, kept_bytes
 from triptych.engines.exactness import find_exactness
+from triptych.engines.openvino import _CAPABILITIES
 from triptych.errors import CheckpointError, EngineError
 
 KERNELS = [array.size for name, array in weights().items() if name != "bias"]
@@ -139,9 +140,22 @@ def test_the_best_precision_is_that_of_the_cpu(engine, monkeypatch, has_bfloat16
     assert engine.choose_precision("auto") == precision
 
 
-def test_a_precision_that_the_cpu_lacks_is_refused_with_those_that_it_has(engine):
+@pytest.mark.parametrize(
+    ("wanted", "has_bfloat16", "taken"),
+    [("bfloat16", False, "float32"), ("float16", True, "bfloat16"), ("float16", False, "float32")],
+)
+def test_what_the_cpu_lacks_gives_way_to_the_next_best(engine, monkeypatch, caplog, wanted, has_bfloat16, taken):
+    monkeypatch.setattr("triptych.engines.openvino._CAPABILITIES", {**_CAPABILITIES, Precision.FLOAT16: "lacking"})
+    monkeypatch.setattr("triptych.engines.openvino.has_bfloat16", lambda: has_bfloat16)
+    assert engine.choose_precision(wanted) == taken
+    assert [record.message for record in caplog.records] == [
+        f"this machine does not compute in {wanted}: the next best is taken, {taken}"
+    ]
+
+
+def test_a_precision_that_there_is_not_is_refused_with_those_that_there_are(engine):
     assert engine.choose_precision("float32") == "float32"
-    with pytest.raises(EngineError, match=r"does not compute in 'int4'; choose float32.* or auto"):
+    with pytest.raises(EngineError, match=r"openvino has no precision 'int4'; choose float32, .* or auto"):
         engine.choose_precision("int4")
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from triptych.engines import CompiledNetwork, Engine, NetworkSource, RowSpec, get_engine
+from triptych.engines import CompiledNetwork, Engine, NetworkSource, Precision, RowSpec, get_engine
 from triptych.engines.exactness import find_exactness
 
 ROWS = {"latents": RowSpec(shape=(4, 4, 2)), "tokens": RowSpec(shape=(6,), dtype="int32")}
@@ -72,14 +72,13 @@ def refuse_to_build() -> Any:
 def compile_toy(engine: Engine, cache_folder: Path, precision: str = "float32", **arguments: Any) -> CompiledNetwork:
     source = arguments.pop("source", toy_source())
     batch_sizes = arguments.pop("batch_sizes", BATCH_SIZES)
-    return engine.compile(
-        source, ROWS, batch_sizes=batch_sizes, precision=engine.choose_precision(precision), cache_folder=cache_folder
-    )
+    return engine.compile(source, ROWS, batch_sizes=batch_sizes, precision=Precision(precision), cache_folder=cache_folder)
 
 
 def main(name: str, precisions: str, cache_folder: str) -> dict[str, Any]:
     engine = get_engine(name)
-    facts = {"device": engine.device, "version": engine.version, "auto": engine.choose_precision("auto")}
+    choices = {wanted: engine.choose_precision(wanted) for wanted in ("auto", "float16", "bfloat16", "float32")}
+    facts = {"device": engine.device, "version": engine.version, "choices": choices}
     networks = {precision: _try(engine, precision, Path(cache_folder)) for precision in precisions.split(",")}
     return {**facts, **networks, "keras": "keras" in sys.modules}
 

@@ -305,6 +305,15 @@ class TestReceipts:
         assert stages["diffusion"]["weights_digest"] == "2" * 64
         assert stages["decoder"]["numerics"]["engine"] == "fake"
 
+    async def test_it_names_the_pictures_that_were_decoded_in_another_precision(self) -> None:
+        stages = Stages()
+        stages.decoder.float32_pictures = (1,)
+        async with stages.client() as client:
+            told = (await client.post("/generate", json=self.BODY)).json()["receipt"]["decoded_in_float32"]
+            stages.decoder.float32_pictures = ()
+            again = (await client.post("/generate", json=self.BODY)).json()["receipt"]["decoded_in_float32"]
+        assert (told, again) == ([1], [])
+
     @pytest.mark.parametrize(
         ("change", "changed"),
         [

@@ -10,6 +10,7 @@ from pathlib import Path
 class Options:
     model: str
     cache_folder: Path
+    quantized_folder: Path = Path("quantized")
     cache_bytes: int | None = None
     models_file: Path = Path("models.toml")
     models_folder: Path = Path("models")

@@ -85,8 +85,20 @@ def test_a_model_that_is_not_there_fails_the_start(options):
 
 
 def test_a_precision_that_is_not_there_fails_the_start(options):
-    with pytest.raises(EngineError, match="does not compute in 'float8'"):
+    with pytest.raises(EngineError, match="openvino has no precision 'float8'"):
         TextEncoderStage(replace(options, precision="float8")).start()
+
+
+async def test_a_precision_that_the_cpu_lacks_gives_way_visibly(options, monkeypatch, caplog):
+    monkeypatch.setattr("triptych.engines.openvino.has_bfloat16", lambda: False)
+    stage = TextEncoderStage(replace(options, precision="bfloat16"))
+    with caplog.at_level(logging.WARNING):
+        stage.start()
+    assert (await stage.identity()).numerics.precision == "float32"
+    assert [record.message for record in caplog.records] == [
+        "this machine does not compute in bfloat16: the next best is taken, float32"
+    ]
+    stage.close()
 
 
 def test_sizes_that_the_network_cannot_make_fail_the_start(options):

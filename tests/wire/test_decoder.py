@@ -33,14 +33,16 @@ def test_one_text_is_every_pictures_text() -> None:
     assert decoder.read_request(request, DECODER).image_texts == ("same", "same")
 
 
-@pytest.mark.parametrize("pixels_sha256", [(), ("a" * 64, "0" * 64)])
+@pytest.mark.parametrize(("pixels_sha256", "float32_rows"), [((), ()), (("a" * 64, "0" * 64), (1,)), ((), (0, 1))])
 @pytest.mark.parametrize(
     ("image_format", "images"),
     [(None, np.arange(2 * 64 * 96 * 3, dtype=np.uint8).reshape(2, 64, 96, 3)), (ImageFormat.PNG, (b"\x89PNG\0", b"\x89PNG\1\0"))],
 )
-def test_pictures_arrive(image_format: ImageFormat | None, images: Any, pixels_sha256: tuple[str, ...]) -> None:
+def test_pictures_arrive(
+    image_format: ImageFormat | None, images: Any, pixels_sha256: tuple[str, ...], float32_rows: tuple[int, ...]
+) -> None:
     request = DecodeRequest(latents=LATENTS, image_format=image_format)
-    decoded = Decoded(images=images, pixels_sha256=pixels_sha256)
+    decoded = Decoded(images=images, pixels_sha256=pixels_sha256, float32_rows=float32_rows)
     assert_same(decoder.read_response(back_over_the_wire(decoder.write_response(decoded)), request), decoded)
 
 
@@ -65,6 +67,15 @@ def test_digests_that_are_none_are_refused(digests: Any) -> None:
         model_name="decoder", outputs={"images": bytes_tensor([b"a", b"b"])}, parameters={"pixels_sha256": digests}
     )
     with pytest.raises(InvalidValue, match="pixels_sha256 must be 2 SHA-256 in hexadecimal"):
+        decoder.read_response(response, DecodeRequest(latents=LATENTS, image_format=ImageFormat.PNG))
+
+
+@pytest.mark.parametrize("rows", ["2", "0,1,2", "-1", "", "x", 1.5, True])
+def test_places_of_no_picture_are_refused(rows: Any) -> None:
+    response = InferResponse(
+        model_name="decoder", outputs={"images": bytes_tensor([b"a", b"b"])}, parameters={"float32_rows": rows}
+    )
+    with pytest.raises(InvalidValue, match="float32_rows must be places of the 2 pictures, from 0 on"):
         decoder.read_response(response, DecodeRequest(latents=LATENTS, image_format=ImageFormat.PNG))
 
 

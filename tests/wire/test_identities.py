@@ -19,6 +19,15 @@ def test_identities_come_back() -> None:
     assert from_parameters(DecoderIdentity, to_parameters(DECODER)) == DECODER
 
 
+def test_numerics_of_an_int8_network_come_back_and_others_tell_nothing_of_it() -> None:
+    numerics = replace(DECODER.numerics, precision="int8", float_precision="bfloat16", quantized="a" * 64)
+    quantized = replace(DECODER, numerics=numerics)
+    parameters = to_parameters(quantized)
+    assert (parameters["numerics_float_precision"], parameters["numerics_quantized"]) == ("bfloat16", "a" * 64)
+    assert from_parameters(DecoderIdentity, parameters) == quantized
+    assert not {"numerics_float_precision", "numerics_quantized"} & to_parameters(DECODER).keys()
+
+
 def test_parameters_are_scalars_under_names_that_clients_allow() -> None:
     parameters = to_parameters(DIFFUSION)
     assert (parameters["exact"], parameters["exact_batch_sizes"]) == (True, "1,2,4")
@@ -46,6 +55,7 @@ def test_a_whole_number_is_a_number() -> None:
     [
         ({"text_space": None}, "the metadata has no parameter text_space"),
         ({"numerics_device": None}, "the metadata has no parameter numerics_device"),
+        ({"numerics_quantized": 5}, "numerics_quantized in the metadata is no str"),
         ({"context_width": "768"}, "context_width in the metadata is no int"),
         ({"context_width": True}, "context_width in the metadata is no int"),
         ({"default_guidance_scale": "7"}, "default_guidance_scale in the metadata is no float"),

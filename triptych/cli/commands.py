@@ -87,6 +87,13 @@ class Stage(StrEnum):
     DECODER = "decoder"
 
 
+class QuantizableStage(StrEnum):
+    """What `triptych quantize` can quantize."""
+
+    DIFFUSION = "diffusion"
+    DECODER = "decoder"
+
+
 def main() -> None:
     """Runs the command that the command line names. Errors are one sentence on stderr and exit code 1."""
     signal.signal(signal.SIGTERM, _interrupt)
@@ -164,6 +171,21 @@ def up(
     from triptych.cli.up import run_until_stopped
 
     run_until_stopped(port, model, topology)
+
+
+@app.command()
+def quantize(
+    model: Annotated[str, typer.Argument(help="A name, a path, or owner/name on the Hub.")],
+    stage: Annotated[QuantizableStage | None, typer.Option(help="Whose network; both by default.")] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Inputs of the U-Net to go by; eight a picture.")] = 128,
+    prompts: Annotated[
+        Path | None, typer.Option(help="File with one prompt a line; by default a choice that suits the model.")
+    ] = None,
+) -> None:
+    """Have a model's networks in int8, for TRIPTYCH_PRECISION=int8, by what they see while they make pictures in float."""
+    from triptych.cli.quantize import quantize_model
+
+    quantize_model(model, stage=stage, samples=samples, prompts=prompts)
 
 
 @app.command()

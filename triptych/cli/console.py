@@ -110,6 +110,25 @@ def show_rows(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 @contextmanager
+def shown_count(what: str) -> Iterator[Callable[[int, int], None]]:
+    """Shows how many are done, and of how many, as a bar on a terminal; elsewhere it is said once. On stderr."""
+    if not err.is_terminal:
+        said: set[int] = set()
+
+        def show_plainly(done: int, total: int) -> None:
+            if total not in said:
+                said.add(total)
+                err.print(escape(f"{what}: {total}"))
+
+        yield show_plainly
+        return
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=err, transient=True) as bar:
+        task = bar.add_task(escape(what), total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@contextmanager
 def shown_download(what: str) -> Iterator[Callable[[int, int], None]]:
     """Shows how many bytes are there, and of how many, as a bar on a terminal, else as a line for each tenth; on stderr."""
     if not err.is_terminal:

@@ -12,15 +12,18 @@ LOOPBACK = "127.0.0.1"
 NOTHING = "-"
 
 
-def stage_settings(model: str | None = None) -> Any:
+def stage_settings(model: str | None = None, **values: Any) -> Any:
     """What the environment tells a stage on this machine; its door is never opened here.
+
+    Args:
+        values: Settings that are given here, whatever the environment says.
 
     Raises:
         StartError: A setting is impossible.
     """
     from triptych.serving.settings import StageSettings, read_settings
 
-    return read_settings(StageSettings, host=LOOPBACK, **({} if model is None else {"model": model}))
+    return read_settings(StageSettings, host=LOOPBACK, **values, **({} if model is None else {"model": model}))
 
 
 def read_registry() -> Any:

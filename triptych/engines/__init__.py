@@ -8,30 +8,19 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from triptych.engines.compiled import CompiledNetwork, Exactness, RowSpec
 from triptych.engines.distributions import refuse_two_tensorflows
 from triptych.engines.keras_backend import choose_backend
+from triptych.engines.precision import AUTO, Precision
 from triptych.errors import EngineError
 
 if TYPE_CHECKING:
     import keras
 
-__all__ = ["CompiledNetwork", "Engine", "Exactness", "NetworkSource", "Precision", "RowSpec", "get_engine"]
-
-
-class Precision(StrEnum):
-    """What the network computes in. Weights on disk, inputs and outputs are what they are, whatever is chosen."""
-
-    FLOAT32 = "float32"
-    BFLOAT16 = "bfloat16"
-    FLOAT16 = "float16"
-
-
-AUTO = "auto"
+__all__ = ["AUTO", "CompiledNetwork", "Engine", "Exactness", "NetworkSource", "Precision", "RowSpec", "get_engine"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,11 +31,13 @@ class NetworkSource:
         name: For people: in file names and sentences.
         build: Returns the Keras model with its weights. Called after the engine has chosen Keras' backend.
         key: Everything that decides what `build` returns, as JSON has it: digest of the weights, configuration, code.
+        graph: A folder with the network as OpenVINO has it, which then need not be built; `key` decides what that is.
     """
 
     name: str
     build: Callable[[], keras.Model]
     key: Mapping[str, Any]
+    graph: Path | None = None
 
 
 class Engine(Protocol):
@@ -64,10 +55,10 @@ class Engine(Protocol):
         """`cpu`, or the name of the accelerator."""
 
     def choose_precision(self, wanted: str) -> Precision:
-        """The precision of a name, or of `auto`: what is fastest here.
+        """The precision of a name, or of `auto`: what is fastest here. What this machine lacks gives way to the next best.
 
         Raises:
-            EngineError: There is no such precision, or not on this machine.
+            EngineError: The engine knows no such precision.
         """
 
     def compile(

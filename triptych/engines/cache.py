@@ -45,8 +45,7 @@ def find_or_fill(cache_folder: Path, name: str, key: Mapping[str, Any], fill: Ca
     Raises:
         EngineError: The cache folder cannot be written.
     """
-    canonical = json.dumps(key, sort_keys=True, indent=1)
-    folder = cache_folder / f"{name}-{hashlib.sha256(canonical.encode()).hexdigest()[:32]}"
+    canonical, folder = _canonical(key), _folder(cache_folder, name, key)
     if _use(folder):
         return folder, True
     if folder.exists():
@@ -65,6 +64,12 @@ def find_or_fill(cache_folder: Path, name: str, key: Mapping[str, Any], fill: Ca
         shutil.rmtree(unfinished, ignore_errors=True)
     _use(folder)
     return folder, False
+
+
+def find(cache_folder: Path, name: str, key: Mapping[str, Any]) -> Path | None:
+    """The folder of the key; None where `find_or_fill` would fill it."""
+    folder = _folder(cache_folder, name, key)
+    return folder if _use(folder) else None
 
 
 def prune(cache_folder: Path, most_bytes: int) -> None:
@@ -117,6 +122,14 @@ def code_digest(package: str) -> str:
     for path in sorted(Path(spec.submodule_search_locations[0]).glob("*.py")):
         content.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     return content.hexdigest()
+
+
+def _canonical(key: Mapping[str, Any]) -> str:
+    return json.dumps(key, sort_keys=True, indent=1)
+
+
+def _folder(cache_folder: Path, name: str, key: Mapping[str, Any]) -> Path:
+    return cache_folder / f"{name}-{hashlib.sha256(_canonical(key).encode()).hexdigest()[:32]}"
 
 
 def _use(folder: Path) -> bool:

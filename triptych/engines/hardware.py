@@ -30,6 +30,11 @@ def has_bfloat16() -> bool:
     return instruction_set() in ("amx_bf16", "avx512_bf16")
 
 
+def has_float16() -> bool:
+    """Whether the CPU multiplies in float16."""
+    return not _cpu_flags(Path("/proc/cpuinfo")).isdisjoint(("avx512_fp16", "amx_fp16"))
+
+
 def available_cpus() -> int:
     """Those that this process may run on."""
     return len(os.sched_getaffinity(0))

@@ -15,13 +15,14 @@ import jax
 import jax.export
 import numpy as np
 
-from triptych.engines import AUTO, NetworkSource, Precision
+from triptych.engines import NetworkSource, Precision
 from triptych.engines.cache import code_digest, find_or_fill
 from triptych.engines.compiled import Arrays, CompiledNetwork, RowSpec
 from triptych.engines.distributions import installed_version
 from triptych.engines.exactness import exactness_file
 from triptych.engines.hardware import available_cpus, instruction_set
 from triptych.engines.keras_backend import dtype_policy, import_keras
+from triptych.engines.precision import chosen_precision, precisions_of_cpu, precisions_of_gpu
 from triptych.errors import EngineError
 
 _WEIGHTS = "weights.npz"
@@ -39,13 +40,15 @@ class JaxEngine:
         device = jax.devices()[0]
         self.platform = device.platform
         self.device = "cpu" if device.platform == "cpu" else device.device_kind
+        self._generation = _generation_of(getattr(device, "compute_capability", ""))
 
     def choose_precision(self, wanted: str) -> Precision:
-        if wanted == AUTO:
-            return Precision.FLOAT32 if self.platform == "cpu" else Precision.BFLOAT16
-        if wanted not in set(Precision):
-            raise EngineError(f"there is no precision {wanted!r}; choose {', '.join(Precision)} or auto")
-        return Precision(wanted)
+        if self.platform == "cpu":
+            # XLA has no attention in float16 for any CPU.
+            offered = set(precisions_of_cpu()) - {Precision.FLOAT16}
+            return chosen_precision(wanted, engine=self.name, offered=offered, best=Precision.FLOAT32)
+        of_gpu = precisions_of_gpu(self._generation)
+        return chosen_precision(wanted, engine=self.name, offered=of_gpu, best=of_gpu[0])
 
     def compile(
         self,
@@ -74,6 +77,12 @@ class JaxEngine:
         path = exactness_file(folder, self.device, instruction_set(), available_cpus())
         run = partial(_run, functions, weights)
         return CompiledNetwork(run, rows, batch_sizes, from_cache=from_cache, exactness_file=path)
+
+
+def _generation_of(compute_capability: str) -> int | None:
+    """The first number of what JAX says of an NVIDIA GPU, such as `7.5`; of others it says something else, or nothing."""
+    first = compute_capability.partition(".")[0]
+    return int(first) if first.isdecimal() else None
 
 
 def _keep_compilations(folder: Path) -> None:

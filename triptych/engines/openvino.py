@@ -13,6 +13,7 @@ import hashlib
 import io
 import logging
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -24,20 +25,21 @@ import openvino as ov
 from openvino import opset16
 from openvino.passes import ConstantFolding, Manager
 
-from triptych.engines import AUTO, NetworkSource, Precision
+from triptych.engines import NetworkSource, Precision
 from triptych.engines.cache import code_digest, find_or_fill, keep_bytes, kept_bytes
 from triptych.engines.compiled import Arrays, CompiledNetwork, RowSpec
 from triptych.engines.distributions import installed_version
 from triptych.engines.exactness import exactness_file
 from triptych.engines.hardware import available_cpus, has_bfloat16, instruction_set
 from triptych.engines.keras_backend import import_keras
+from triptych.engines.precision import chosen_precision
 from triptych.errors import EngineError
 
 _log = logging.getLogger(__name__)
 
 _DEVICE = "CPU"
 _HINTS = {Precision.FLOAT32: ov.Type.f32, Precision.BFLOAT16: ov.Type.bf16, Precision.FLOAT16: ov.Type.f16}
-_CAPABILITIES = {Precision.FLOAT32: "FP32", Precision.BFLOAT16: "BF16", Precision.FLOAT16: "FP16"}
+_CAPABILITIES = {Precision.FLOAT32: "FP32", Precision.BFLOAT16: "BF16", Precision.FLOAT16: "FP16", Precision.INT8: "INT8"}
 
 # Compiling takes several times the memory of the weights. Networks whose weights take more bytes than this are compiled one batch
 # size after the other, and what they are compiled to is not kept: it would be gigabytes for each.
@@ -56,13 +58,15 @@ class OpenVINOEngine:
         self._core = ov.Core()
 
     def choose_precision(self, wanted: str) -> Precision:
-        if wanted == AUTO:
-            return Precision.BFLOAT16 if has_bfloat16() else Precision.FLOAT32
+        offered = self._offered()
+        best = Precision.BFLOAT16 if Precision.BFLOAT16 in offered else Precision.FLOAT32
+        return chosen_precision(wanted, engine=self.name, known=tuple(Precision), offered=offered, best=best)
+
+    def _offered(self) -> set[Precision]:
+        """What the CPU computes in. What OpenVINO only imitates there, more slowly than float32, is not offered."""
         capabilities = self._core.get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES")
-        offered = [precision for precision in Precision if _CAPABILITIES[precision] in capabilities]
-        if wanted not in offered:
-            raise EngineError(f"this CPU does not compute in {wanted!r}; choose {', '.join(offered)} or auto")
-        return Precision(wanted)
+        offered = {precision for precision, capability in _CAPABILITIES.items() if capability in capabilities}
+        return offered if has_bfloat16() else offered - {Precision.BFLOAT16}
 
     def compile(
         self,
@@ -73,13 +77,20 @@ class OpenVINOEngine:
         precision: Precision,
         cache_folder: Path,
     ) -> CompiledNetwork:
-        folder, from_cache = find_or_fill(
-            cache_folder, f"{source.name}-{self.name}", _key(source, rows), partial(_save_graph, source, rows)
-        )
+        folder, from_cache = self._graph_folder(source, rows, cache_folder)
         network = _NetworkOfFolder(self._core, folder, rows, self._properties(precision))
         network.prepare(batch_sizes)
         path = exactness_file(folder, network.digest, sorted(batch_sizes))
         return CompiledNetwork(network.run, rows, batch_sizes, from_cache=from_cache, exactness_file=path)
+
+    def graph_folder(self, source: NetworkSource, rows: Mapping[str, RowSpec], cache_folder: Path) -> Path:
+        """Where the network's graph is, `network.xml` and its weights; made where it is missing. Raises as `compile` does."""
+        folder, _ = self._graph_folder(source, rows, cache_folder)
+        return folder
+
+    def _graph_folder(self, source: NetworkSource, rows: Mapping[str, RowSpec], cache_folder: Path) -> tuple[Path, bool]:
+        save = partial(_save_graph, source, rows) if source.graph is None else partial(_copy_graph, source.graph)
+        return find_or_fill(cache_folder, f"{source.name}-{self.name}", _key(source, rows), save)
 
     def _properties(self, precision: Precision) -> dict[str, Any]:
         properties = {
@@ -153,6 +164,11 @@ def _key(source: NetworkSource, rows: Mapping[str, RowSpec]) -> dict[str, Any]:
         "code": code_digest(__package__),
         "versions": {name: installed_version(name) for name in ("keras", "openvino")},
     }
+
+
+def _copy_graph(graph: Path, folder: Path) -> None:
+    for name in ("network.xml", "network.bin"):
+        shutil.copyfile(graph / name, folder / name)
 
 
 def _save_graph(source: NetworkSource, rows: Mapping[str, RowSpec], folder: Path) -> None:

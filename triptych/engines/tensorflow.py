@@ -16,17 +16,15 @@ import numpy as np
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # it greets on stderr otherwise
 import tensorflow as tf
 
-from triptych.engines import AUTO, NetworkSource, Precision
+from triptych.engines import NetworkSource, Precision
 from triptych.engines.cache import code_digest, find_or_fill
 from triptych.engines.compiled import Arrays, CompiledNetwork, RowSpec
 from triptych.engines.distributions import installed_version
 from triptych.engines.exactness import exactness_file
 from triptych.engines.hardware import available_cpus, instruction_set
 from triptych.engines.keras_backend import dtype_policy, import_keras
+from triptych.engines.precision import chosen_precision, precisions_of_cpu, precisions_of_gpu
 from triptych.errors import EngineError
-
-# The first NVIDIA generation that multiplies in bfloat16 (Ampere); older ones do in float16.
-_BFLOAT16_COMPUTE_CAPABILITY = (8, 0)
 
 
 class TensorFlowEngine:
@@ -44,17 +42,10 @@ class TensorFlowEngine:
         self.device = self._gpu_facts.get("device_name", "gpu") if self._gpu else "cpu"
 
     def choose_precision(self, wanted: str) -> Precision:
-        if wanted == AUTO:
-            return self._best_precision()
-        if wanted not in set(Precision):
-            raise EngineError(f"there is no precision {wanted!r}; choose {', '.join(Precision)} or auto")
-        return Precision(wanted)
-
-    def _best_precision(self) -> Precision:
         if self._gpu is None:
-            return Precision.FLOAT32
-        capability = self._gpu_facts.get("compute_capability", _BFLOAT16_COMPUTE_CAPABILITY)
-        return Precision.BFLOAT16 if capability >= _BFLOAT16_COMPUTE_CAPABILITY else Precision.FLOAT16
+            return chosen_precision(wanted, engine=self.name, offered=precisions_of_cpu(), best=Precision.FLOAT32)
+        offered = precisions_of_gpu(self._gpu_facts.get("compute_capability", (None,))[0])
+        return chosen_precision(wanted, engine=self.name, offered=offered, best=offered[0])
 
     def compile(
         self,

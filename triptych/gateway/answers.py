@@ -54,6 +54,11 @@ class Receipt(BaseModel):
     context: str = Field(description="Of the text encoder's contexts, float32.")
     latents: list[str] = Field(description="Of each picture's latents, float32.")
     pixels: list[str] | None = Field(description="Of each picture's pixels, uint8; null where the decoder does not tell.")
+    decoded_in_float32: list[int] = Field(
+        default=[],
+        description="Pictures, counted from 0, that the decoder computed again in float32, because in the precision that its "
+        "`numerics` name they were NaN or infinite.",
+    )
     stages: dict[StageName, StageAnswer]
 
 
@@ -114,6 +119,7 @@ def _receipt(outcome: Outcome) -> Receipt:
         context=digests.context,
         latents=list(digests.latents),
         pixels=None if digests.pixels is None else list(digests.pixels),
+        decoded_in_float32=list(outcome.generated.float32_rows),
         stages=describe_stages(outcome.job.identities),
     )
 

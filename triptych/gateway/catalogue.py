@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import asdict
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
@@ -181,4 +180,4 @@ def describe_stages(identities: Identities) -> dict[StageName, StageAnswer]:
 
 
 def _stage(identity: Any) -> StageAnswer:
-    return StageAnswer(model=identity.model, weights_digest=identity.weights_digest, numerics=asdict(identity.numerics))
+    return StageAnswer(model=identity.model, weights_digest=identity.weights_digest, numerics=identity.numerics.told())

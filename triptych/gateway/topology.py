@@ -17,6 +17,7 @@ from triptych.pipeline import Pipeline
 from triptych.remote import Patience, make_client
 from triptych.serving.lifespan import run_stages
 from triptych.serving.stage_app import LocalDecoder, LocalDiffusion, LocalImageEncoder, LocalTextEncoder
+from triptych.serving.stage_metrics import StageMetrics
 
 
 def remote_gateway(settings: GatewaySettings) -> FastAPI:
@@ -52,7 +53,9 @@ def local_gateway(
     if settings.topology is not None:
         raise StartError("TRIPTYCH_TOPOLOGY says where stages are, and all_in_one has its own: it is for the gateway alone")
     stages = (text_encoder, diffusion, decoder, image_encoder)
-    return create_app(settings, {settings.model_name: Pipeline(*stages)}, resources=[run_stages(*stages)])
+    app = create_app(settings, {settings.model_name: Pipeline(*stages)}, resources=[run_stages(*stages)])
+    app.state.metrics.registry.register(StageMetrics(*stages))
+    return app
 
 
 def remote_models(settings: GatewaySettings, client: httpx2.AsyncClient) -> Mapping[str, Pipeline]:

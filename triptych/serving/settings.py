@@ -196,8 +196,10 @@ class StageSettings(ServerSettings):
     engine: Literal["openvino", "tensorflow", "jax"] = "openvino"
     """What runs the network."""
 
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Of the network's arithmetic; `auto` is what the engine finds best on this machine."""
+    precision: Literal["auto", "float32", "bfloat16", "float16", "int8"] = "auto"
+    """Of the network's arithmetic; `auto` is what the engine finds best on this machine. Where the processor lacks one the next
+    best is taken, which the log and the metadata's `numerics` say: for `float16` that is `bfloat16`, for `bfloat16` `float32`.
+    `int8` is for networks that `triptych quantize` has quantized; text encoder and image encoder then compute as under `auto`."""
 
     threads: PositiveInt | None = None
     """CPU threads that the network may use; by default all."""
@@ -253,6 +255,10 @@ class StageSettings(ServerSettings):
 
     cache_folder: Path = Field(default_factory=lambda: platformdirs.user_cache_path("triptych"))
     """Where compiled networks are kept; by default `triptych` in the user's folder for caches."""
+
+    quantized_folder: Path = Field(default_factory=lambda: platformdirs.user_data_path("triptych") / "quantized")
+    """Where `triptych quantize` keeps what it made, and `int8` looks for it: a folder that may be carried to other machines. By
+    default `triptych/quantized` in the user's folder for data."""
 
     cache_bytes: Annotated[int, Field(ge=0)] | None = None
     """Bytes that compiled networks may take: after each start those that were not used for longest are removed, and none that a

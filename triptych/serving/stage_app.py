@@ -16,6 +16,7 @@ from triptych.serving.inference import inference_router
 from triptych.serving.lifespan import Startable, run_stages, stopped_by_signals
 from triptych.serving.served_models import served_model
 from triptych.serving.settings import StageSettings
+from triptych.serving.stage_metrics import StageMetrics
 
 
 class LocalTextEncoder(TextEncoder, Startable, Protocol):
@@ -61,5 +62,6 @@ def stage_app(stage: LocalStage, settings: StageSettings, *beside: LocalStage) -
         # The protocol's own metadata describes these routes better than a schema of bytes could.
         openapi_url=None,
     )
+    app.state.metrics.registry.register(StageMetrics(*stages))
     app.include_router(inference_router(models, settings=settings, guard=make_guard(settings)))
     return app

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import ClassVar, TypeVar
 
 from triptych.checkpoints.checkpoint import Network
 from triptych.contract import DecoderIdentity, ImageEncoderIdentity, StageName
-from triptych.engines import CompiledNetwork, RowSpec
+from triptych.engines import Precision, RowSpec
 from triptych.models.config import VAEConfig
 from triptych.models.tiling import num_upper_levels
 from triptych.stages.call_batcher import CallBatcher
+from triptych.stages.finite_network import FiniteNetwork
+from triptych.stages.finite_network import Network as Run
 from triptych.stages.local_stage import LocalStage, NetworkLoader
 from triptych.stages.options import StageOptions
 from triptych.stages.tiles import TiledDecoder, TiledEncoder
@@ -39,6 +43,7 @@ class AutoencoderStage(LocalStage[HalfIdentity]):
     def __init__(self, options: StageOptions) -> None:
         super().__init__(options)
         self._worker = Worker(stage=self.name, queue_size=options.queue_size)
+        self._finite_networks: list[FiniteNetwork] = []
 
     @staticmethod
     @abstractmethod
@@ -76,16 +81,28 @@ class AutoencoderStage(LocalStage[HalfIdentity]):
             tile_sizes=tuple(self._tile_sizes.get(size, size) for size in sizes),
         )
 
-    def _network_for(self, width: int, height: int, networks: NetworkLoader) -> CallBatcher:
-        config, largest = networks.files.vae, self.options.tile_side
-        if max(width, height) <= largest or not num_upper_levels(config):
-            return self._batched(networks.load(self.network, {self.input: self.row(width, height, config)}))
-        tiled = self.tiled(networks, width, height, largest=largest)
-        self._tile_sizes[width, height] = tiled.tile_size
-        return CallBatcher(tiled, self._worker, capacity=1)
+    @property
+    def float32_rows(self) -> int:
+        """Rows so far that were NaN or infinite in half precision, and computed again in float32."""
+        return sum(network.float32_rows for network in self._finite_networks)
 
-    def _batched(self, network: CompiledNetwork) -> CallBatcher:
-        return CallBatcher(network, self._worker, capacity=network.capacity)
+    def _network_for(self, width: int, height: int, networks: NetworkLoader) -> CallBatcher:
+        config, largest, precision = networks.files.vae, self.options.tile_side, networks.numerics.precision
+        if max(width, height) > largest and num_upper_levels(config):
+            tiled = self.tiled(networks, width, height, largest=largest)
+            self._tile_sizes[width, height] = tiled.tile_size
+            return self._batched(tiled, capacity=1, precision=precision)  # float32 would take twice the memory that tiles spare
+        rows = {self.input: self.row(width, height, config)}
+        network = networks.load(self.network, rows)
+        make_float32 = None if precision == Precision.FLOAT32 else partial(networks.load_float32, self.network, rows)
+        return self._batched(network, capacity=network.capacity, precision=precision, make_float32=make_float32)
+
+    def _batched(
+        self, network: Run, *, capacity: int, precision: str, make_float32: Callable[[], Run] | None = None
+    ) -> CallBatcher:
+        finite = FiniteNetwork(network, make_float32, name=self.title or self.name, precision=precision)
+        self._finite_networks.append(finite)
+        return CallBatcher(finite, self._worker, capacity=capacity)
 
     def finish(self) -> None:
         self._worker.close()

@@ -25,6 +25,7 @@ from triptych.errors import StageFailed
 from triptych.models.config import VAEConfig
 from triptych.stages.autoencoder import AutoencoderStage
 from triptych.stages.call_batcher import CallBatcher
+from triptych.stages.finite_network import IN_FLOAT32
 from triptych.stages.images import encode_image, paste, to_pixels
 from triptych.stages.local_stage import NetworkLoader
 from triptych.stages.tiles import TiledDecoder
@@ -62,7 +63,9 @@ class DecoderStage(AutoencoderStage[DecoderIdentity]):
     ) -> dict[tuple[int, ...], CallBatcher]:
         """By the sizes of latents: the network that previews go through."""
         rows = [self.row(width, height, networks.files.vae) for width, height in identity.sizes]
-        return {row.shape[:2]: self._batched(networks.load_tiny_decoder(files, row)) for row in rows}
+        tiny = {row.shape[:2]: networks.load_tiny_decoder(files, row) for row in rows}
+        precision = networks.numerics.precision
+        return {size: self._batched(net, capacity=net.capacity, precision=precision) for size, net in tiny.items()}
 
     async def decode(self, request: DecodeRequest, *, deadline: float | None = None) -> Decoded:
         identity = await self.identity()
@@ -72,10 +75,9 @@ class DecoderStage(AutoencoderStage[DecoderIdentity]):
         with self.take_room(rows, (width * identity.downsampling, height * identity.downsampling)):
             outputs = await networks[height, width]({"latents": request.latents}, deadline=deadline)
             pixels, digests = await asyncio.to_thread(_to_pixels, outputs["images"], request)
-            if request.image_format is None:
-                return Decoded(images=pixels, pixels_sha256=digests)
-            files = await _encode(pixels, request.image_format, request.image_texts)
-            return Decoded(images=files, pixels_sha256=digests)
+            images = pixels if request.image_format is None else await _encode(pixels, request.image_format, request.image_texts)
+        float32_rows = tuple(np.flatnonzero(outputs[IN_FLOAT32]).tolist())
+        return Decoded(images=images, pixels_sha256=digests, float32_rows=float32_rows)
 
 
 def _to_pixels(images: Float32, request: DecodeRequest) -> tuple[UInt8, tuple[str, ...]]:

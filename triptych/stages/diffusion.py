@@ -10,7 +10,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from triptych.checkpoints.checkpoint import Network, UNetPart
+from triptych.checkpoints.checkpoint import Checkpoint, Network, UNetPart
 from triptych.contract import (
     DenoiseEvent,
     DenoiseRequest,
@@ -55,25 +55,15 @@ class DiffusionStage(LocalStage[DiffusionIdentity]):
         self._batcher: StepBatcher | None = None
 
     def load(self, networks: NetworkLoader) -> DiffusionIdentity:
-        facts, config, vae = networks.files.facts, networks.files.unet, networks.files.vae
-        takes_masked_image = _takes_masked_image(config.in_channels, vae.latent_channels)
+        files = networks.files
+        facts, config, vae = files.facts, files.unet, files.vae
+        sees_masked_image = takes_masked_image(files)
         samplers = _default_first(facts.sampler)
-        length, width_of_context = networks.files.text_encoder.max_position_embeddings, config.cross_attention_dim
+        length, width_of_context = files.text_encoder.max_position_embeddings, config.cross_attention_dim
         chunks = range(1, self.options.max_prompt_chunks + 1)
-        sizes = networks.sizes(vae.downsampling * 2 ** (len(config.block_out_channels) - 1))
-        self._schedule = ScheduleConfig.from_dict(networks.files.scheduler)
-        self._batcher = self._make_batcher(
-            networks,
-            [
-                {
-                    "latents": RowSpec(shape=(height // vae.downsampling, width // vae.downsampling, config.in_channels)),
-                    "timestep": RowSpec(shape=(), below=self._schedule.num_train_timesteps),
-                    "context": RowSpec(shape=(number * length, width_of_context)),
-                }
-                for width, height in sizes
-                for number in chunks
-            ],
-        )
+        sizes = networks.sizes(granularity(files))
+        self._schedule = ScheduleConfig.from_dict(files.scheduler)
+        self._batcher = self._make_batcher(networks, [unet_rows(files, size, number) for size in sizes for number in chunks])
         arrays = max(make_plan(name, self._schedule, _SOME_STEPS).state_arrays for name in SAMPLERS)
         context_bytes = 4 * chunks[-1] * length * width_of_context
         num_features = config.num_features if self.options.feature_reuse else 0
@@ -92,8 +82,8 @@ class DiffusionStage(LocalStage[DiffusionIdentity]):
             largest_difference=networks.largest_difference,
             text_space=facts.text_space,
             latent_space=facts.latent_space,
-            context_length=length,
-            context_width=width_of_context,
+            context_length=files.text_encoder.max_position_embeddings,
+            context_width=config.cross_attention_dim,
             latent_channels=vae.latent_channels,
             downsampling=vae.downsampling,
             prediction_type=self._schedule.prediction_type,
@@ -103,7 +93,7 @@ class DiffusionStage(LocalStage[DiffusionIdentity]):
             default_num_steps=facts.num_steps,
             default_guidance_scale=facts.guidance_scale,
             max_prompt_chunks=self.options.max_prompt_chunks,
-            takes_masked_image=takes_masked_image,
+            takes_masked_image=sees_masked_image,
             takes_cache_interval=self.options.feature_reuse,
             warnings=facts.warnings,
         )
@@ -303,12 +293,28 @@ def check_resumable(rows: Sequence[Row]) -> None:
             )
 
 
-def _takes_masked_image(channels: int, latent_channels: int) -> bool:
+def granularity(files: Checkpoint) -> int:
+    """What width and height of a picture must be multiples of, for the U-Net to halve its latents as often as it does."""
+    return files.vae.downsampling << (len(files.unet.block_out_channels) - 1)
+
+
+def unet_rows(files: Checkpoint, size: tuple[int, int], chunks: int) -> dict[str, RowSpec]:
+    """The U-Net's inputs for pictures of this size (width, height) and contexts of so many chunks."""
+    width, height = (side // files.vae.downsampling for side in size)
+    return {
+        "latents": RowSpec(shape=(height, width, files.unet.in_channels)),
+        "timestep": RowSpec(shape=(), below=ScheduleConfig.from_dict(files.scheduler).num_train_timesteps),
+        "context": RowSpec(shape=(chunks * files.text_encoder.max_position_embeddings, files.unet.cross_attention_dim)),
+    }
+
+
+def takes_masked_image(files: Checkpoint) -> bool:
     """Whether the U-Net sees a mask and a masked picture beside the latents.
 
     Raises:
         CheckpointError: It sees neither that nor the latents alone.
     """
+    channels, latent_channels = files.unet.in_channels, files.vae.latent_channels
     if channels not in (latent_channels, 2 * latent_channels + 1):
         raise CheckpointError(
             f"the U-Net has {channels} input channels, where {latent_channels} are latents and "

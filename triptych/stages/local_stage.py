@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import ClassVar, Generic, TypeVar
 
@@ -23,11 +25,12 @@ from triptych.contract import (
     StageName,
     TextEncoderIdentity,
 )
-from triptych.engines import CompiledNetwork, Exactness, NetworkSource, RowSpec, get_engine
+from triptych.engines import AUTO, CompiledNetwork, Exactness, NetworkSource, Precision, RowSpec, get_engine
 from triptych.engines.cache import code_digest, prune
 from triptych.engines.exactness import exactness_of
 from triptych.engines.hardware import instruction_set
-from triptych.errors import CheckpointError, StageNotReady, StartError
+from triptych.engines.quantized import find_quantized
+from triptych.errors import CheckpointError, EngineError, StageNotReady, StartError
 from triptych.stages.batch_sizes import default_batch_sizes, is_large
 from triptych.stages.memory import Room, plan_memory
 from triptych.stages.options import StageOptions
@@ -36,6 +39,9 @@ _log = logging.getLogger(__name__)
 
 # Stages of one process start side by side; building and compiling a large network takes several times its memory.
 _one_large_at_a_time = threading.Lock()
+
+QUANTIZABLE: Mapping[Network, StageName] = {Network.UNET: StageName.DIFFUSION, Network.VAE_DECODER: StageName.DECODER}
+"""The networks that can be had in int8, and whose they are: those that take the time. The others compute in float."""
 
 Identity = TypeVar("Identity", TextEncoderIdentity, DiffusionIdentity, DecoderIdentity, ImageEncoderIdentity)
 
@@ -65,14 +71,17 @@ class LocalStage(ABC, Generic[Identity]):
     def finish(self) -> None:
         """Waits for what runs; called once it takes nothing more, whether it has started or not."""
 
-    def start(self) -> None:
+    def start(self, networks: NetworkLoader | None = None) -> None:
         """Loads and warms up; blocks, for seconds or minutes.
+
+        Args:
+            networks: Where its networks come from; by default a loader of its own.
 
         Raises:
             StartError: With a sentence that says what to do.
         """
         started = time.monotonic()
-        networks = NetworkLoader(self.options, self.name)
+        networks = networks or NetworkLoader(self.options, self.name)
         self._identity = self.load(networks)
         self.started_from_cache = networks.all_from_cache
         if self.options.cache_bytes is not None:
@@ -116,6 +125,7 @@ class NetworkLoader:
 
     Attributes:
         files: The model.
+        engine: What compiles them.
         all_from_cache: Whether no network had to be built so far.
     """
 
@@ -127,18 +137,26 @@ class NetworkLoader:
         self._digests: dict[Network, str] = {}
         self._exactness: list[Exactness] = []
         self._call_bytes = 0
-        self._engine = get_engine(options.engine, threads=options.threads)
-        self._precision = self._engine.choose_precision(options.precision)
+        self.engine = get_engine(options.engine, threads=options.threads)
+        self._precision = self.engine.choose_precision(options.precision)
+        # What is not quantized of a network, or a network that is not, computes in.
+        self._float = self.engine.choose_precision(AUTO) if self._precision is Precision.INT8 else self._precision
+        self._quantized: list[str] = []
 
     @property
     def numerics(self) -> Numerics:
-        return Numerics(
-            engine=self._engine.name,
-            version=self._engine.version,
-            precision=self._precision,
+        """Of the networks loaded so far."""
+        numerics = Numerics(
+            engine=self.engine.name,
+            version=self.engine.version,
+            precision=self._float,
             instruction_set=instruction_set(),
-            device=self._engine.device,
+            device=self.engine.device,
         )
+        if not self._quantized:
+            return numerics
+        digest = hashlib.sha256("\n".join(self._quantized).encode()).hexdigest()
+        return replace(numerics, precision=Precision.INT8, float_precision=self._float, quantized=digest)
 
     @property
     def exact_batch_sizes(self) -> tuple[int, ...]:
@@ -198,8 +216,23 @@ class NetworkLoader:
         Raises:
             CheckpointError, EngineError: As their names say; no batch size is exact.
         """
-        with _one_large_at_a_time if is_large(self.files.config(network)) else nullcontext():
-            return self._load(network, rows, part, (1,) if one_row else self._batch_sizes(network))
+        source = self._quantized_source(network, rows, part) if self._precision is Precision.INT8 else self.source(network, part)
+        batch_sizes = (1,) if one_row else self._batch_sizes(network)
+        compiled, exactness = self._compile(network, source, rows, self._float, batch_sizes)
+        if not self._options.exact:
+            difference = exactness.largest_difference
+            _log.warning("exact=false: a row's batch-mates may change what the %s gives it by %.2g", network, difference)
+        self._exactness.append(exactness)
+        return compiled
+
+    def load_float32(self, network: Network, rows: Mapping[str, RowSpec]) -> CompiledNetwork:
+        """The network in float32, for one row at a time: what it gives a row never depends on mates, and it takes least memory.
+
+        Raises:
+            CheckpointError, EngineError: As `load` raises them.
+        """
+        compiled, _ = self._compile(network, self.source(network), rows, Precision.FLOAT32, (1,))
+        return compiled
 
     def load_tiny_decoder(self, files: TinyVAEFolder, latents: RowSpec) -> CompiledNetwork:
         """The network of previews, warm. No picture goes through it, so it has no say in what the stage says of itself.
@@ -218,13 +251,55 @@ class NetworkLoader:
             build=files.load_decoder,
             key={"network": "tiny_decoder", "weights": files.weights_digest(), "config": tiny.to_dict(), "code": _code()},
         )
-        compiled, _ = self._compile(source, {"latents": latents}, self._batch_sizes(Network.VAE_DECODER))
+        network = Network.VAE_DECODER
+        compiled, _ = self._compile(network, source, {"latents": latents}, self._float, self._batch_sizes(network))
         return compiled
 
-    def _load(
-        self, network: Network, rows: Mapping[str, RowSpec], part: UNetPart | VAEPart | None, batch_sizes: tuple[int, ...]
-    ) -> CompiledNetwork:
-        source = NetworkSource(
+    def _compile(
+        self,
+        network: Network,
+        source: NetworkSource,
+        rows: Mapping[str, RowSpec],
+        precision: Precision,
+        batch_sizes: tuple[int, ...],
+    ) -> tuple[CompiledNetwork, Exactness]:
+        with _one_large_at_a_time if is_large(self.files.config(network)) else nullcontext():
+            compiled = self.engine.compile(
+                source,
+                rows,
+                batch_sizes=batch_sizes,
+                precision=precision,
+                cache_folder=self._options.cache_folder,
+            )
+            exactness = exactness_of(compiled)
+            compiled.warm_up()
+        self._call_bytes = max(self._call_bytes, compiled.call_bytes)
+        compiled.use(exactness, exactly=self._options.exact)
+        self.all_from_cache &= compiled.from_cache
+        return compiled, exactness
+
+    def _quantized_source(self, network: Network, rows: Mapping[str, RowSpec], part: UNetPart | VAEPart | None) -> NetworkSource:
+        source, folder = self.source(network, part), self._options.quantized_folder
+        if network not in QUANTIZABLE:
+            _log.info("the %s is never quantized, and computes in %s", network, self._float)
+            return source
+        if part is not None:
+            raise EngineError(
+                f"the {network} is quantized as a whole: int8 goes neither with TRIPTYCH_FEATURE_REUSE nor with pictures above "
+                "TRIPTYCH_TILE_SIDE"
+            )
+        if (quantized := find_quantized(folder, source, rows)) is None:
+            inputs = ", ".join(f"{name} {row.shape}" for name, row in rows.items() if row.shape)
+            raise EngineError(
+                f"{folder} has no {network} of {self.files.facts.model} in int8 for {inputs}: "
+                f"`triptych quantize {self._options.model} --stage {QUANTIZABLE[network]}` makes it"
+            )
+        self._quantized.append(quantized.digest)
+        return replace(source, key={"network": network, "quantized": quantized.digest}, graph=quantized.folder)
+
+    def source(self, network: Network, part: UNetPart | VAEPart | None = None) -> NetworkSource:
+        """The network in float, as the checkpoint has it."""
+        return NetworkSource(
             name=network if part is None else f"{network}_{part}",
             build=(
                 partial(load_part, self.files, network, part)
@@ -239,29 +314,6 @@ class NetworkLoader:
                 "code": _code(),
             },
         )
-        compiled, exactness = self._compile(source, rows, batch_sizes)
-        if not self._options.exact:
-            difference = exactness.largest_difference
-            _log.warning("exact=false: a row's batch-mates may change what the %s gives it by %.2g", network, difference)
-        self._exactness.append(exactness)
-        return compiled
-
-    def _compile(
-        self, source: NetworkSource, rows: Mapping[str, RowSpec], batch_sizes: tuple[int, ...]
-    ) -> tuple[CompiledNetwork, Exactness]:
-        compiled = self._engine.compile(
-            source,
-            rows,
-            batch_sizes=batch_sizes,
-            precision=self._precision,
-            cache_folder=self._options.cache_folder,
-        )
-        exactness = exactness_of(compiled)
-        compiled.warm_up()
-        self._call_bytes = max(self._call_bytes, compiled.call_bytes)
-        compiled.use(exactness, exactly=self._options.exact)
-        self.all_from_cache &= compiled.from_cache
-        return compiled, exactness
 
     def _batch_sizes(self, network: Network) -> tuple[int, ...]:
         if self._options.batch_sizes:

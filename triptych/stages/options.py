@@ -27,11 +27,15 @@ class StageOptions(Protocol):
 
     @property
     def precision(self) -> str:
-        """`float32`, `bfloat16` or `float16`; `auto` is what the engine finds best on this machine."""
+        """`float32`, `bfloat16`, `float16` or `int8`; `auto` is what the engine finds best on this machine."""
 
     @property
     def cache_folder(self) -> Path:
         """Where compiled networks are kept; made if it is missing."""
+
+    @property
+    def quantized_folder(self) -> Path:
+        """Where networks are that were quantized to int8; it need not be there."""
 
     @property
     def cache_bytes(self) -> int | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from triptych.contract import Decoded, DecodeRequest, DecoderIdentity, ImageFormat
+from triptych.contract import Decoded, DecodeRequest, DecoderIdentity, ImageFormat, UInt8
 from triptych.errors import InvalidValue
 from triptych.wire.datatypes import Array, bytes_tensor
 from triptych.wire.identities import from_parameters, to_parameters
@@ -69,18 +69,21 @@ def read_request(request: InferRequest, identity: DecoderIdentity) -> DecodeRequ
 
 def write_response(decoded: Decoded) -> InferResponse:
     images = bytes_tensor(decoded.images) if isinstance(decoded.images, tuple) else decoded.images
-    parameters = {"pixels_sha256": ",".join(decoded.pixels_sha256)} if decoded.pixels_sha256 else {}
+    told = {"pixels_sha256": decoded.pixels_sha256, "float32_rows": decoded.float32_rows}
+    parameters = {name: ",".join(map(str, values)) for name, values in told.items() if values}
     return InferResponse(model_name=MODEL, outputs={"images": images}, parameters=parameters)
 
 
 def read_response(response: InferResponse, request: DecodeRequest) -> Decoded:
     """Raises MalformedRequest or InvalidValue where this is no answer to the request."""
     rows = len(request.latents)
+    images: UInt8 | tuple[bytes, ...]
     if request.image_format is None:
         spec = TensorSpec(name="images", datatype="UINT8", shape=(rows, ANY, ANY, 3))
-        return Decoded(images=take_output(response.outputs, spec), pixels_sha256=_read_digests(response, rows))
-    files = take_output(response.outputs, TensorSpec(name="images", datatype="BYTES", shape=(rows,)))
-    return Decoded(images=tuple(files), pixels_sha256=_read_digests(response, rows))
+        images = take_output(response.outputs, spec)
+    else:
+        images = tuple(take_output(response.outputs, TensorSpec(name="images", datatype="BYTES", shape=(rows,))))
+    return Decoded(images=images, pixels_sha256=_read_digests(response, rows), float32_rows=_read_float32_rows(response, rows))
 
 
 def _read_digests(response: InferResponse, rows: int) -> tuple[str, ...]:
@@ -92,6 +95,16 @@ def _read_digests(response: InferResponse, rows: int) -> tuple[str, ...]:
     if len(digests) != rows or not all(map(_DIGEST.fullmatch, digests)):
         raise InvalidValue(f"pixels_sha256 must be {rows} SHA-256 in hexadecimal", param="pixels_sha256")
     return digests
+
+
+def _read_float32_rows(response: InferResponse, rows: int) -> tuple[int, ...]:
+    text = response.parameters.get("float32_rows")
+    if text is None:
+        return ()
+    places = [int(place) if place.isdecimal() else rows for place in str(text).split(",")]
+    if max(places) >= rows:
+        raise InvalidValue(f"float32_rows must be places of the {rows} pictures, from 0 on", param="float32_rows")
+    return tuple(places)
 
 
 def _inputs(identity: DecoderIdentity) -> tuple[TensorSpec, ...]:

@@ -6,7 +6,7 @@ Lists are joined by commas, sentences by newlines.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar, get_type_hints
 
 from triptych.contract import (
@@ -32,7 +32,7 @@ def to_parameters(identity: TextEncoderIdentity | DiffusionIdentity | DecoderIde
     for field in dataclasses.fields(identity):
         value = getattr(identity, field.name)
         if isinstance(value, Numerics):
-            parameters |= {_NUMERICS + name: part for name, part in dataclasses.asdict(value).items()}
+            parameters |= {_NUMERICS + name: part for name, part in value.told().items()}
         elif isinstance(value, tuple):
             parameters[field.name] = _separator(field.name).join(map(_write_element, value))
         else:
@@ -61,10 +61,16 @@ def from_parameters(kind: type[Identity], parameters: Mapping[str, Any]) -> Iden
 
 def _read(name: str, hint: Any, parameters: Mapping[str, Any]) -> Any:
     if hint is Numerics:
-        return Numerics(**{field.name: _need(parameters, _NUMERICS + field.name, str) for field in dataclasses.fields(Numerics)})
+        return Numerics(**dict(_numerics(parameters)))
     if hint in _ELEMENTS:
         return _read_list(name, _need(parameters, name, str), _ELEMENTS[hint])
     return _need(parameters, name, hint)
+
+
+def _numerics(parameters: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for field in dataclasses.fields(Numerics):
+        if field.default is dataclasses.MISSING or _NUMERICS + field.name in parameters:
+            yield field.name, _need(parameters, _NUMERICS + field.name, str)
 
 
 def _need(parameters: Mapping[str, Any], name: str, kind: type) -> Any:

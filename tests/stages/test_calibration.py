@@ -1,0 +1,223 @@
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino as ov
+import pytest
+
+from tests.shared_folder import made_once
+from tests.stages.options import Options
+from tests.tiny_models import INPAINTING_UNET, WORDS, write_tiny_model
+from triptych.contract import DecodeRequest, Denoised, DenoiseRequest, EncodeRequest, Float32, StageName
+from triptych.engines.quantization import layers_to_keep
+from triptych.errors import EngineError
+from triptych.stages.calibration import PROMPTS, Outcome, default_prompts, quantize_model
+from triptych.stages.decoder import DecoderStage
+from triptych.stages.diffusion import DiffusionStage
+from triptych.stages.text_encoder import TextEncoderStage
+
+# NNCF runs twice, before the first test.
+pytestmark = pytest.mark.timeout(300)
+
+BOTH = (StageName.DIFFUSION, StageName.DECODER)
+SIZE = (32, 32)
+
+
+def quantize(options: Options, stages: tuple[StageName, ...] = BOTH, prompts: Any = None) -> tuple[list[Outcome], list[int]]:
+    """The outcomes, and of how many pictures it was told."""
+    told: list[int] = []
+    outcomes = quantize_model(options, stages, samples=16, prompts=prompts, on_progress=lambda done, total: told.append(total))
+    return list(outcomes), told
+
+
+@pytest.fixture(scope="session")
+def small(options) -> Options:
+    """Of one size."""
+    return replace(options, sizes=(SIZE,))
+
+
+@pytest.fixture(scope="session")
+def quantized(small) -> Options:
+    """Options in int8, with both networks quantized."""
+
+    def fill(folder: Path) -> None:
+        outcomes, told = quantize(replace(small, quantized_folder=folder / "quantized"))
+        kept = [[outcome.network, outcome.inputs, outcome.was_there] for outcome in outcomes]
+        (folder / "outcome.json").write_text(json.dumps([kept, told]), encoding="utf-8")
+
+    folder = made_once("quantized", fill)
+    return replace(small, precision="int8", quantized_folder=folder / "quantized")
+
+
+@pytest.fixture(scope="module")
+def contexts(small) -> Float32:
+    """Of a prompt that was not sampled, and of none."""
+    stage = TextEncoderStage(small)
+    stage.start()
+    encoded = asyncio.run(stage.encode(EncodeRequest(prompts=("a white star on a red background", ""))))
+    stage.close()
+    return encoded.context
+
+
+async def denoise(stage: DiffusionStage, contexts: Float32, rows: int = 3) -> Float32:
+    request = DenoiseRequest(
+        context=contexts[:1],
+        unconditional_context=contexts[1:],
+        seeds=np.arange(rows, dtype=np.uint64),
+        width=SIZE[0],
+        height=SIZE[1],
+        sampler="ddim",
+        num_steps=4,
+        guidance_scale=3.0,
+    )
+    async for event in stage.denoise(request):
+        if isinstance(event, Denoised):
+            return event.latents
+    raise AssertionError("it ended without latents")
+
+
+async def decode(stage: DecoderStage, latents: Float32) -> np.ndarray[Any, Any]:
+    images = (await stage.decode(DecodeRequest(latents=latents))).images
+    assert isinstance(images, np.ndarray)
+    return images
+
+
+def psnr(one: np.ndarray[Any, Any], other: np.ndarray[Any, Any]) -> float:
+    error = float(np.square(one.astype(np.float64) - other).mean())
+    return 10 * float(np.log10(255**2 / error))
+
+
+def some_latents() -> Float32:
+    return np.random.default_rng(8).standard_normal((3, 4, 4, 4)).astype(np.float32)
+
+
+def test_pictures_are_made_once_for_both_networks(quantized):
+    outcomes, told = json.loads((quantized.quantized_folder.parent / "outcome.json").read_text(encoding="utf-8"))
+    assert outcomes == [["unet", "32x32", False], ["vae_decoder", "32x32", False]]
+    assert told == [2, 2]
+    facts = [json.loads(path.read_text(encoding="utf-8")) for path in quantized.quantized_folder.glob("*/quantization.json")]
+    assert {each["network"]: each["samples"] for each in facts} == {"unet": 16, "vae_decoder": 2}
+    assert facts[0]["prompts"] == ["a red circle on a green background", "a green square on a blue background"]
+
+
+def test_a_second_run_leaves_what_there_is_and_makes_no_picture(quantized):
+    outcomes, told = quantize(replace(quantized, precision="float32"))
+    assert [outcome.was_there for outcome in outcomes] == [True, True]
+    assert told == []
+
+
+async def test_the_decoder_in_int8_makes_nearly_the_same_pictures_whoever_their_mates_are(quantized, small):
+    stages = [DecoderStage(options) for options in (small, quantized)]
+    pictures = []
+    for stage in stages:
+        stage.start()
+        pictures.append(await decode(stage, some_latents()))
+    # Random weights hide nothing: what is rounded in one layer is not smoothed by the next.
+    assert 25 < psnr(*pictures) < 60
+    for row in range(3):
+        np.testing.assert_array_equal(await decode(stages[1], some_latents()[row : row + 1]), pictures[1][row : row + 1])
+    numerics = (await stages[1].identity()).numerics
+    assert (numerics.precision, numerics.engine) == ("int8", "openvino")
+    assert numerics.float_precision in ("bfloat16", "float32")
+    assert len(numerics.quantized) == 64
+    for stage in stages:
+        stage.close()
+
+
+async def test_the_unet_in_int8_makes_nearly_the_same_latents_whoever_their_mates_are(quantized, small, contexts):
+    stages = [DiffusionStage(options) for options in (small, quantized)]
+    latents = []
+    for stage in stages:
+        stage.start()
+        latents.append(await denoise(stage, contexts))
+    error = np.sqrt(np.square(latents[0] - latents[1]).mean()) / latents[0].std()
+    # Four steps with a guidance of three, which triples what one step rounds, by random weights, which smooth nothing.
+    assert 1e-3 < error < 0.3
+    assert len((await stages[1].identity()).exact_batch_sizes) > 1
+    np.testing.assert_array_equal(await denoise(stages[1], contexts, 1), latents[1][:1])
+    np.testing.assert_array_equal(await denoise(stages[1], contexts, 2), latents[1][:2])
+    for stage in stages:
+        stage.close()
+
+
+async def test_a_network_that_is_never_quantized_computes_in_float(quantized):
+    stage = TextEncoderStage(quantized)
+    stage.start()
+    numerics = (await stage.identity()).numerics
+    assert numerics.precision in ("bfloat16", "float32")
+    assert numerics.told().keys() == {"engine", "version", "precision", "instruction_set", "device"}
+    await stage.encode(EncodeRequest(prompts=("a red star",)))
+    stage.close()
+
+
+@pytest.mark.parametrize(("kind", "stage"), [(DiffusionStage, "diffusion"), (DecoderStage, "decoder")])
+def test_without_the_quantized_network_the_start_is_refused_with_the_command(quantized, tmp_path, kind, stage):
+    for lacking in (replace(quantized, quantized_folder=tmp_path), replace(quantized, sizes=((64, 32),))):
+        with pytest.raises(
+            EngineError, match=rf"int8 for latents \(4, [48], 4\).*: `triptych quantize .*tiny --stage {stage}` makes"
+        ):
+            kind(lacking).start()
+
+
+def test_a_start_in_int8_from_disk_imports_neither_keras_nor_nncf(quantized, root):
+    for kind in (DiffusionStage, DecoderStage):
+        stage = kind(quantized)
+        stage.start()
+        stage.close()
+    code = f"""
+import sys
+from pathlib import Path
+from tests.stages.options import Options
+from triptych.stages.decoder import DecoderStage
+from triptych.stages.diffusion import DiffusionStage
+
+told = {{"cache_folder": Path({str(quantized.cache_folder)!r}), "quantized_folder": Path({str(quantized.quantized_folder)!r})}}
+for kind in (DiffusionStage, DecoderStage):
+    stage = kind(Options(model={quantized.model!r}, precision="int8", sizes=({SIZE},), **told))
+    stage.start()
+    assert stage.started_from_cache
+    stage.close()
+assert not sys.modules.keys() & {{"keras", "tensorflow", "jax", "nncf"}}
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=root, check=True)
+
+
+def test_the_first_and_the_last_layer_and_those_of_the_timestep_stay_in_float(quantized):
+    (path,) = quantized.quantized_folder.glob("unet-*/network.xml")
+    graph = ov.Core().read_model(path)
+    kept = layers_to_keep(graph)
+    types = [node.get_type_name() for node in graph.get_ops() if node.get_friendly_name() in kept]
+    # The time embedding is two layers, and each residual block has one that hears of it: 2 down, 2 in the middle, 4 up.
+    assert sorted(types) == ["Convolution"] * 2 + ["MatMul"] * 10
+    fakes = [node for node in graph.get_ops() if node.get_friendly_name() in kept and _is_quantized(node)]
+    assert fakes == []
+
+
+def _is_quantized(node: Any) -> bool:
+    return any(value.get_source_output().get_node().get_type_name() == "FakeQuantize" for value in node.inputs())
+
+
+def test_it_is_for_openvino(small, tmp_path):
+    with pytest.raises(EngineError, match="int8 is for the engine openvino, not for jax"):
+        quantize(replace(small, engine="jax", quantized_folder=tmp_path))
+
+
+def test_a_unet_that_sees_a_masked_picture_is_refused(small, tmp_path):
+    folder = write_tiny_model(tmp_path / "inpainting", unet=INPAINTING_UNET)
+    with pytest.raises(EngineError, match="the U-Net of tiny sees a masked picture: there is no int8 for such yet"):
+        quantize(replace(small, model=str(folder), quantized_folder=tmp_path / "quantized"))
+
+
+def test_prompts_have_words_that_the_model_knows():
+    prompts = default_prompts(WORDS, 12)
+    assert len(set(prompts)) == 12
+    assert {word for prompt in prompts for word in prompt.split()} <= set(WORDS)
+    assert default_prompts(None, 3) == PROMPTS[:3]
+    assert default_prompts(("nothing",), 3) == PROMPTS[:3]

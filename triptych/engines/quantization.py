@@ -1,0 +1,148 @@
+"""Quantizing to int8, with NNCF: weights and activations of the layers that take the time, by ranges seen on real inputs."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import openvino as ov
+
+from triptych.engines import NetworkSource, RowSpec
+from triptych.engines.compiled import Arrays
+from triptych.engines.distributions import installed_version
+from triptych.engines.openvino import OpenVINOEngine
+from triptych.engines.quantized import GRAPH, Quantized, find_quantized, keep_quantized
+from triptych.errors import EngineError
+
+_log = logging.getLogger(__name__)
+
+_LAYERS = frozenset({"Convolution", "GroupConvolution", "MatMul"})
+
+
+def check_quantizer() -> None:
+    """Refuses early what would fail late.
+
+    Raises:
+        EngineError: NNCF is not installed.
+    """
+    if installed_version("nncf") is None:
+        raise EngineError("quantizing needs nncf, which is not installed: install the extra quantize")
+
+
+def quantize(
+    source: NetworkSource,
+    rows: Mapping[str, RowSpec],
+    inputs: Sequence[Arrays],
+    *,
+    engine: OpenVINOEngine,
+    cache_folder: Path,
+    folder: Path,
+    facts: Mapping[str, Any],
+) -> tuple[Quantized, bool]:
+    """The network in int8, and whether it was kept already, in which case it stays as it is.
+
+    Activations are quantized by the ranges that they have on the inputs, weights channel by channel by their own. The first and
+    the last convolution stay as they are, and so does what depends on the timestep alone: they take hardly any time, and all
+    that the others make passes through them.
+
+    Args:
+        source: The network in float.
+        rows: What one row of each input looks like.
+        inputs: Real ones, of one row each.
+        engine: Whose graph of the network it is made from.
+        cache_folder: Where that is.
+        folder: Where quantized networks are kept.
+        facts: To be kept with it: how the inputs came about.
+
+    Raises:
+        EngineError: NNCF is not installed or fails, or a folder cannot be written.
+        CheckpointError: As `source.build` raises it.
+    """
+    check_quantizer()
+    if (found := find_quantized(folder, source, rows)) is not None:
+        return found, True
+    graph = engine.graph_folder(source, rows, cache_folder)
+    facts = {**facts, "samples": len(inputs), "versions": {name: installed_version(name) for name in ("nncf", "openvino")}}
+
+    def save(unfinished: Path) -> None:
+        model = ov.Core().read_model(graph / GRAPH[0])
+        ov.save_model(_quantized(model, inputs), os.fspath(unfinished / GRAPH[0]), compress_to_fp16=False)
+
+    return keep_quantized(folder, source, rows, save, facts)
+
+
+def _quantized(model: ov.Model, inputs: Sequence[Arrays]) -> ov.Model:
+    nncf = _import_nncf()
+    kept = sorted(layers_to_keep(model))
+    # What attends is quantized as a transformer is: its products of activations with care, and outliers moved into the weights.
+    attends = any(each.get_type_name() == "ScaledDotProductAttention" for each in model.get_ops())
+    _log.info("quantizing %s: %d layers stay in float", model.get_friendly_name(), len(kept))
+    with contextlib.redirect_stdout(sys.stderr):  # bars of progress
+        try:
+            return nncf.quantize(
+                model,
+                nncf.Dataset([dict(each) for each in inputs]),
+                preset=nncf.QuantizationPreset.MIXED,
+                model_type=nncf.ModelType.TRANSFORMER if attends else None,
+                subset_size=len(inputs),
+                ignored_scope=nncf.IgnoredScope(names=kept),
+            )
+        except (RuntimeError, nncf.InternalError, nncf.ValidationError, nncf.UnsupportedModelError) as error:
+            raise EngineError(f"NNCF cannot quantize {model.get_friendly_name()}: {error}") from error
+
+
+def _import_nncf() -> Any:
+    os.environ.setdefault("NNCF_CI", "1")  # without it, it tells its makers over the network that it is used
+    import nncf
+
+    nncf.set_log_level(logging.ERROR)
+    return nncf
+
+
+def layers_to_keep(model: ov.Model) -> set[str]:
+    """Names of the layers that are not to be quantized: see `quantize`."""
+    starts = {parameter.get_friendly_name(): set(_layers_after(parameter)) for parameter in model.get_parameters()}
+    of_timestep = starts.pop("timestep", set()) - set().union(*starts.values())
+    main = next(parameter for parameter in model.get_parameters() if parameter.get_friendly_name() in ("latents", "images"))
+    first = set(_nearest_layers([main], _users))
+    last = set(_nearest_layers(model.get_results(), _sources))
+    return of_timestep | first | last
+
+
+def _layers_after(node: Any) -> Iterator[str]:
+    """Of all that depends on a node."""
+    seen, waiting = set(), [node]
+    while waiting:
+        for user in _users(waiting.pop()):
+            if (name := user.get_friendly_name()) not in seen:
+                seen.add(name)
+                waiting.append(user)
+                if user.get_type_name() in _LAYERS:
+                    yield name
+
+
+def _nearest_layers(nodes: Iterable[Any], neighbours: Any) -> Iterator[str]:
+    """The first layers on every way from these nodes."""
+    seen, waiting = set(), list(nodes)
+    while waiting:
+        for other in neighbours(waiting.pop()):
+            if (name := other.get_friendly_name()) in seen:
+                continue
+            seen.add(name)
+            if other.get_type_name() in _LAYERS:
+                yield name
+            else:
+                waiting.append(other)
+
+
+def _users(node: Any) -> Iterator[Any]:
+    return (target.get_node() for output in node.outputs() for target in output.get_target_inputs())
+
+
+def _sources(node: Any) -> Iterator[Any]:
+    return (value.get_source_output().get_node() for value in node.inputs())
