@@ -85,7 +85,7 @@ class JudgeTraining(keras.Model):
         seen = self.judge(batch["images"])
         shapes, body = seen["cells"][..., :-1], seen["cells"][..., -1]
         loss = ops.mean(ops.sparse_categorical_crossentropy(batch["shapes"], shapes, from_logits=True), axis=(1, 2))
-        loss = loss + ops.mean(ops.softplus(body) - batch["body"] * body, axis=(1, 2))
+        loss = loss + ops.mean(ops.softplus(body) - ops.cast(batch["body"], "float32") * body, axis=(1, 2))
         return loss + 0.2 * ops.sparse_categorical_crossentropy(batch["scenery"], seen["scenery"], from_logits=True)
 
 

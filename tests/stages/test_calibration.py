@@ -221,3 +221,10 @@ def test_prompts_have_words_that_the_model_knows():
     assert {word for prompt in prompts for word in prompt.split()} <= set(WORDS)
     assert default_prompts(None, 3) == PROMPTS[:3]
     assert default_prompts(("nothing",), 3) == PROMPTS[:3]
+
+
+@pytest.mark.parametrize("stage", [DiffusionStage, DecoderStage])
+def test_what_is_run_in_parts_is_not_run_in_int8(quantized, stage) -> None:
+    options = replace(quantized, feature_reuse=True, tile_side=24)
+    with pytest.raises(EngineError, match="neither with TRIPTYCH_FEATURE_REUSE nor with pictures above TRIPTYCH_TILE_SIDE"):
+        stage(options).start()

@@ -3,7 +3,11 @@ in `benchmarks/adherence.py`."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +15,20 @@ import pytest
 from training.judge import CELLS, MARKS, SCENERIES, Seen, build_judge, by_cell, frechet_distance, look, marks_of, table, wilson
 from training.world.draw import Drawing, draw
 from training.world.scenes import COLOUR_NAMES, SCENES, SHAPES, SIZES, Scene, Thing, random_scene
+
+ROOT = Path(__file__).resolve().parents[2]
+
+ONE_STEP = """
+import keras, numpy as np
+keras.mixed_precision.set_global_policy("mixed_bfloat16")
+from training.judge import JudgeBatches, JudgeTraining
+from training.loop import Schedule, compile_for_training
+
+network = JudgeTraining()
+compile_for_training(network, Schedule(steps=10, rate=1e-3))
+loss = float(network.train_on_batch(JudgeBatches(2)(0, np.random.default_rng(0)), np.zeros(2)))
+assert 0 < loss < 20, loss
+"""
 
 
 def seen_by_a_perfect_network(drawings: list[Drawing], scenes: list[Scene]) -> Seen:
@@ -99,6 +117,15 @@ def test_the_network_looks_at_any_number_of_pictures() -> None:
     seen = look(build_judge(), images, rows=2)
     assert seen.shapes.shape == (3, CELLS, CELLS, 17) and seen.body.shape == (3, CELLS, CELLS) and seen.features.shape == (3, 96)
     np.testing.assert_allclose(seen.shapes.sum(axis=-1), 1, rtol=1e-5)
+
+
+@pytest.mark.timeout(300)
+def test_it_learns_in_the_precision_that_processors_with_bfloat16_choose() -> None:
+    environment = os.environ | {"KERAS_BACKEND": "tensorflow"}
+    done = subprocess.run(
+        [sys.executable, "-c", ONE_STEP], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_interval_is_wilsons() -> None:
