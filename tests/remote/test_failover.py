@@ -168,8 +168,9 @@ class Small(FakeDiffusion):
 
     async def denoise(self, request: DenoiseRequest, *, deadline: float | None = None) -> AsyncGenerator[DenoiseEvent, None]:
         self.asked.append(request)
-        raise TooLarge("does not fit")
-        yield
+        if self.started:
+            raise TooLarge("does not fit")
+        yield Progress(position=0, num_evaluations=0)
 
 
 async def test_one_that_is_too_small_is_passed_over_in_mid_picture() -> None:

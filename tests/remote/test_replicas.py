@@ -126,6 +126,16 @@ async def test_one_that_fails_is_passed_over_too_and_what_it_said_is_kept() -> N
     assert [(each.failures, each.state) for each in stage.replicas] == [(1, "ready"), (0, "ready")]
 
 
+async def test_one_that_claims_no_tiles_is_a_replica_all_the_same() -> None:
+    stages = two(FakeDecoder)
+    with_profile(stages["http://a"], tile_sizes=())
+    with_profile(stages["http://b"], tile_sizes=((64, 64),))
+    assert (await ReplicatedDecoder(stages).identity()).tile_sizes == ()
+    with_profile(stages["http://a"], tile_sizes=((32, 32),))
+    with pytest.raises(StageNotReady, match="the tile_sizes of http://a is"):
+        await ReplicatedDecoder(stages).identity()
+
+
 async def test_what_a_replica_refuses_is_refused() -> None:
     stages = two()
     stages["http://a"].failure = InvalidValue("too long")
