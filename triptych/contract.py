@@ -26,6 +26,10 @@ UInt64 = NDArray[np.uint64]
 UInt8 = NDArray[np.uint8]
 
 
+MOST_PICTURES = 8
+"""That one request to a gateway may ask for."""
+
+
 class StageName(StrEnum):
     """The three panels."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import pytest
@@ -13,7 +14,9 @@ from PIL import Image
 
 from tests.fakes import FakeDiffusion, FakeImageEncoder
 from tests.gateway.running import Stages, client_of, until
-from triptych.errors import StartError
+from tests.gateway.test_waiting import BreakingDiffusion
+from triptych.contract import DenoiseEvent, DenoiseRequest
+from triptych.errors import StageBrokeOff, StartError
 from triptych.gateway.settings import GatewaySettings
 from triptych.serving.settings import read_settings
 
@@ -75,6 +78,39 @@ async def test_pictures_count_as_they_are_once_decoded() -> None:
     assert refused.status_code == 429
     assert f"with {3 * PIXELS} more it would be over" in refused.json()["error"]["message"]
     assert app.state.gateway.bodies.held_bytes == 0
+
+
+async def test_what_is_held_is_counted_in_a_second_attempt_too() -> None:
+    class Weighing(BreakingDiffusion):
+        async def denoise(self, request: DenoiseRequest, *, deadline: float | None = None) -> AsyncGenerator[DenoiseEvent, None]:
+            held.append(app.state.gateway.bodies.held_bytes)
+            async for event in super().denoise(request, deadline=deadline):
+                yield event
+
+    held: list[int] = []
+    stages = Stages(diffusion=Weighing(StageBrokeOff("broke off", stage="diffusion")))
+    app = stages.app(**most(1))
+    async with client_of(app) as client:
+        assert (await client.post("/generate", json={"prompt": "x"})).status_code == 200
+    first, second = held
+    assert first == second > 0
+    assert app.state.gateway.bodies.held_bytes == 0
+
+
+async def test_a_body_that_did_not_say_how_much_it_is_counts_as_what_it_was() -> None:
+    async def coming() -> Any:
+        yield b'{"prompt": "x"}'
+
+    gate = asyncio.Event()
+    stages = Stages(diffusion=FakeDiffusion(gate=gate))
+    app = stages.app(**most(1))
+    async with client_of(app) as client:
+        first = asyncio.create_task(client.post("/generate", content=coming(), headers=JSON))
+        await stages.diffusion.arrivals.get()
+        held = app.state.gateway.bodies.held_bytes
+        gate.set()
+        assert (await first).status_code == 200
+    assert held == len(b'{"prompt": "x"}')
 
 
 def test_one_request_must_fit() -> None:

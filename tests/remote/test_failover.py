@@ -14,7 +14,7 @@ import pytest
 from tests.fakes import NUMERICS, FakeDiffusion, with_profile
 from tests.gateway.running import until
 from triptych.contract import Denoised, DenoiseEvent, DenoiseRequest, Progress, State
-from triptych.errors import Conflict, InvalidValue, QueueFull, StageBrokeOff, StageFailed, StageNotReady, StageTimeout
+from triptych.errors import Conflict, InvalidValue, QueueFull, StageBrokeOff, StageFailed, StageNotReady, StageTimeout, TooLarge
 from triptych.remote import Patience, ReplicatedDiffusion, failover, replicas
 
 REQUEST = DenoiseRequest(
@@ -161,6 +161,45 @@ async def test_until_its_deadline_allows_no_more() -> None:
 async def test_where_nobody_is_to_wait_it_is_told_at_once() -> None:
     with pytest.raises(StageBrokeOff):
         await events_of(ReplicatedDiffusion(alone(Breaking(BROKE))))
+
+
+class Small(FakeDiffusion):
+    """Has no room for anything."""
+
+    async def denoise(self, request: DenoiseRequest, *, deadline: float | None = None) -> AsyncGenerator[DenoiseEvent, None]:
+        self.asked.append(request)
+        if self.started:
+            raise TooLarge("does not fit")
+        yield Progress(position=0, num_evaluations=0)
+
+
+async def test_one_that_is_too_small_is_passed_over_in_mid_picture() -> None:
+    stages = {"http://a": Breaking(BROKE), "http://b": Small(), "http://c": FakeDiffusion()}
+    events = await events_of(ReplicatedDiffusion(stages, patience=PATIENT))
+    assert bytes_of(events) == bytes_of(await undisturbed())
+    assert resumed_at(stages["http://c"], 0) == [3, 3]
+    assert len(stages["http://b"].asked) == 1
+
+
+async def test_where_the_other_is_too_small_the_first_is_waited_for() -> None:
+    first = Breaking(BROKE, then=lambda: first.close())
+    stages = {"http://a": first, "http://b": Small()}
+    replicated = ReplicatedDiffusion(stages, patience=PATIENT)
+    denoising = asyncio.create_task(events_of(replicated))
+    await until(lambda: first.closed and replicated.replicas[0].state == "missing" and stages["http://b"].asked)
+    assert not denoising.done()
+    first.start()
+    assert bytes_of(await denoising) == bytes_of(await undisturbed())
+    assert len(stages["http://b"].asked) == 1, "it is never asked again"
+
+
+async def test_what_fits_nowhere_is_refused_once_all_have_said_so() -> None:
+    stages = {"http://a": Small(), "http://b": Small()}
+    replicated = ReplicatedDiffusion(stages, patience=PATIENT)
+    with pytest.raises(TooLarge, match="does not fit"):
+        await events_of(replicated)
+    assert [len(each.asked) for each in stages.values()] == [1, 1]
+    assert [(each.state, each.failures) for each in replicated.replicas] == [("ready", 0)] * 2
 
 
 async def test_one_that_has_not_begun_is_not_waited_for_here() -> None:

@@ -14,7 +14,7 @@ from tests.fakes import NUMERICS, FakeDecoder, FakeDiffusion, FakeImageEncoder, 
 from tests.gateway.running import until
 from triptych.contract import DecodeRequest as Latents
 from triptych.contract import Denoised, DenoiseRequest, EncodeImagesRequest, EncodeRequest
-from triptych.errors import InvalidValue, QueueFull, StageFailed, StageNotReady, StageTimeout
+from triptych.errors import InvalidValue, QueueFull, StageFailed, StageNotReady, StageTimeout, TooLarge
 from triptych.remote import (
     Patience,
     ReplicatedDecoder,
@@ -126,12 +126,34 @@ async def test_one_that_fails_is_passed_over_too_and_what_it_said_is_kept() -> N
     assert [(each.failures, each.state) for each in stage.replicas] == [(1, "ready"), (0, "ready")]
 
 
+async def test_one_that_claims_no_tiles_is_a_replica_all_the_same() -> None:
+    stages = two(FakeDecoder)
+    with_profile(stages["http://a"], tile_sizes=())
+    with_profile(stages["http://b"], tile_sizes=((64, 64),))
+    assert (await ReplicatedDecoder(stages).identity()).tile_sizes == ()
+    with_profile(stages["http://a"], tile_sizes=((32, 32),))
+    with pytest.raises(StageNotReady, match="the tile_sizes of http://a is"):
+        await ReplicatedDecoder(stages).identity()
+
+
 async def test_what_a_replica_refuses_is_refused() -> None:
     stages = two()
     stages["http://a"].failure = InvalidValue("too long")
     with pytest.raises(InvalidValue, match="too long"):
         await ReplicatedTextEncoder(stages).encode(PROMPT)
     assert shares(stages) == [1, 0]
+
+
+async def test_one_that_is_too_small_is_passed_over_and_where_all_are_the_request_is_refused() -> None:
+    stages = two(FakeDecoder)
+    stages["http://a"].failure = TooLarge("too large for a")
+    stage = ReplicatedDecoder(stages, patience=PATIENT)
+    assert len((await stage.decode(LATENTS)).images) == 1
+    assert [(each.failures, each.state) for each in stage.replicas] == [(0, "ready")] * 2
+    stages["http://b"].failure = TooLarge("too large for b")
+    with pytest.raises(TooLarge, match="too large for a"):
+        await stage.decode(LATENTS)
+    assert shares(stages) == [2, 2]
 
 
 async def test_a_full_one_is_passed_over_and_where_all_are_full_the_caller_is_told() -> None:

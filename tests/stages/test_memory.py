@@ -11,13 +11,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from tests.stages.test_decoder import some_latents
 from tests.stages.test_diffusion import some_request
 from tests.tiny_models import SIZES
 from triptych.checkpoints.registry import find_model
-from triptych.contract import Decoded, DecodeRequest, EncodeImagesRequest, ImageFormat, Memory
+from triptych.contract import MOST_PICTURES, Decoded, DecodeRequest, EncodeImagesRequest, ImageFormat, Memory
 from triptych.errors import QueueFull, StartError, TooLarge
+from triptych.gateway.body import GenerateBody
 from triptych.stages import memory
 from triptych.stages.decoder import DecoderStage
 from triptych.stages.diffusion import DiffusionStage, plan_of, rows_of
@@ -79,9 +81,14 @@ class TestPlan:
         monkeypatch.setattr(memory, "bytes_left", lambda: 4000)
         assert plan_memory("decoder", PICTURES, call_bytes=100, budget=None).most_bytes == 900
 
-    def test_there_is_always_room_for_one_picture(self, monkeypatch) -> None:
+    def test_by_default_there_is_room_for_whatever_a_gateway_may_ask_for(self, monkeypatch) -> None:
         monkeypatch.setattr(memory, "bytes_left", lambda: 0)
-        assert plan_memory("decoder", PICTURES, call_bytes=100, budget=None).most_bytes == 10
+        room = Room("decoder", plan_memory("decoder", PICTURES, call_bytes=100, budget=None))
+        assert GenerateBody(prompt="x", num_images=MOST_PICTURES).num_images == MOST_PICTURES
+        with pytest.raises(ValidationError):
+            GenerateBody(prompt="x", num_images=MOST_PICTURES + 1)
+        with room.take(MOST_PICTURES, LARGE, retry_after=float):
+            assert room.held_bytes == MOST_PICTURES * PICTURES[LARGE]
 
 
 @pytest.fixture(scope="module")

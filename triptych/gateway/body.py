@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
+from triptych.contract import MOST_PICTURES
 from triptych.errors import InvalidValue
 from triptych.wire.json_text import parse_object
 
@@ -101,7 +102,9 @@ class GenerateBody(BaseModel):
         int | None, Allowed("a whole number of pixels"), Field(description="Pixels; `GET /models` lists the sizes.")
     ] = None
     num_images: Annotated[
-        int | None, Allowed("a whole number from 1 to 8"), Field(ge=1, le=8, description="How many pictures; 1 by default.")
+        int | None,
+        Allowed(f"a whole number from 1 to {MOST_PICTURES}"),
+        Field(ge=1, le=MOST_PICTURES, description="How many pictures; 1 by default."),
     ] = None
     sampler: Annotated[
         str | None, Allowed("the name of a sampler; GET /samplers lists them"), Field(description="`GET /samplers` lists them.")

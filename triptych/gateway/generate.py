@@ -59,7 +59,7 @@ async def generate(request: Request, gateway: GatewayDep) -> Response:
         idempotency_key = read_idempotency_key(request.headers)
         order = await understand(gateway, request, body, media_type, arrived, held)
         if idempotency_key is None and not body.detach:
-            events = await _begin(gateway, order, held)
+            events = await _begin(gateway, order, held.enter_context(ExitStack()))
         else:
             run = await _share(gateway, order, idempotency_key, digest_of(body, media_type if media_type in IMAGES else ""))
             run.detached |= bool(body.detach)

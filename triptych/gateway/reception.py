@@ -31,7 +31,7 @@ IMAGES: Mapping[str, ImageFormat] = {f"image/{image_format}": image_format for i
 async def read_body(request: Request, gateway: Gateway, held: ExitStack) -> GenerateBody:
     """The body. A form is not taken from another site's page: browsers post forms without asking here first.
 
-    The gateway counts its bytes until what is held is let go.
+    The gateway counts its bytes until what is held is let go; while they come, those that were announced, or the most there may be.
     """
     settings = gateway.settings
     kind = request.headers.get("Content-Type", "").partition(";")[0].strip().lower()
@@ -39,8 +39,9 @@ async def read_body(request: Request, gateway: Gateway, held: ExitStack) -> Gene
         raise UnsupportedMediaType(f"the body must be sent as Content-Type: {JSON} or {FORM}, not {kind or 'without one'}")
     if kind == FORM and request.headers.get("Sec-Fetch-Site", "none") not in ("same-origin", "none"):
         raise Forbidden(f"a page of another site may not post forms here; send {JSON}")
-    held.enter_context(gateway.bodies.take(announced_bytes(request.headers, limit=settings.max_body_bytes)))
-    raw = await read_in_time(request, limit=settings.max_body_bytes, seconds=settings.body_timeout_seconds)
+    with gateway.bodies.take(announced_bytes(request.headers, limit=settings.max_body_bytes)):
+        raw = await read_in_time(request, limit=settings.max_body_bytes, seconds=settings.body_timeout_seconds)
+    held.enter_context(gateway.bodies.take(len(raw)))  # no more than was announced, and nobody came in between
     return parse_body(raw) if kind == JSON else parse_form(await read_form(raw, request.headers))
 
 

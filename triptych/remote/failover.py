@@ -25,7 +25,7 @@ from triptych.contract import (
     StageName,
     State,
 )
-from triptych.errors import Conflict, InvalidValue, MalformedRequest, QueueFull, StageError, StageNotReady
+from triptych.errors import Conflict, InvalidValue, MalformedRequest, QueueFull, StageError, StageNotReady, TooLarge
 from triptych.remote.open_inference import RemoteDiffusion
 from triptych.remote.replica import Replica, ReplicaStatus, Work
 from triptych.remote.replicas import Replicas, Search
@@ -84,8 +84,8 @@ class ReplicatedDiffusion:
                         search.progress()
                         yield event
                 return
-            except (StageError, QueueFull) as error:
-                self._lose(journey, begun=not isinstance(error, StageNotReady | QueueFull))
+            except (StageError, QueueFull, TooLarge) as error:
+                self._lose(journey, begun=not isinstance(error, StageNotReady | QueueFull | TooLarge))
                 search.fail(replica, error, began=journey.boarded_at)
             except (Conflict, InvalidValue, MalformedRequest) as error:
                 if journey.state is None:

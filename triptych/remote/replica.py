@@ -14,6 +14,9 @@ from triptych.remote.breaker import BreakerState, CircuitBreaker
 MAY_DIFFER = frozenset({"numerics", "exact", "exact_batch_sizes", "largest_difference", "has_preview_decoder"})
 """Fields of an identity in which replicas of one stage may differ."""
 
+CLAIMED_BY_SOME = frozenset({"tile_sizes"})
+"""Fields that replicas of an earlier version leave empty: nothing is claimed, and nothing contradicted."""
+
 WEIGHT_OF_THE_NEWEST = 0.2
 """How much the newest measurement counts against all earlier ones."""
 
@@ -167,6 +170,10 @@ class Replica(Generic[StageT]):
 def difference(expected: Any, identity: Any) -> str | None:
     """The field that keeps two identities from being replicas of one stage; None where they are."""
     for field in fields(expected):
-        if field.name not in MAY_DIFFER and getattr(expected, field.name) != getattr(identity, field.name):
-            return field.name
+        ours, theirs = getattr(expected, field.name), getattr(identity, field.name)
+        if ours == theirs or field.name in MAY_DIFFER:
+            continue
+        if field.name in CLAIMED_BY_SOME and not (ours and theirs):
+            continue
+        return field.name
     return None

@@ -7,6 +7,7 @@
     it breaks off, or falls silent                 the same, and a failure          goes to another
     it fails: garbage, NaN, an error of its own    a failure                        goes to another
     its queue is full                              nothing                          goes to another
+    it is too small for the request                nothing                          goes to another; refused where all are
     it refuses the request                         nothing                          is refused
 
 After `breaker.FAILURES_TO_OPEN` failures without a success it rests. Where there is no other, a request that has lost nothing yet
@@ -28,7 +29,7 @@ from typing import Any, Generic, TypeVar
 import structlog
 
 from triptych.contract import StageName
-from triptych.errors import QueueFull, StageBrokeOff, StageError, StageNotReady, StageTimeout
+from triptych.errors import QueueFull, StageBrokeOff, StageError, StageNotReady, StageTimeout, TooLarge
 from triptych.remote.replica import Replica, ReplicaStatus, StageT, Work, difference
 from triptych.remote.watching import watched
 
@@ -209,7 +210,7 @@ class Replicas(Generic[StageT]):
             keep: Whether work was done for it that must not be lost: then it waits for a replica where none is there.
 
         Raises:
-            StageError, QueueFull: As the replicas raised it, where none is left to ask.
+            StageError, QueueFull, TooLarge: As the replicas raised it, where none is left to ask.
         """
 
         async def once(stage: StageT) -> AsyncGenerator[T, None]:
@@ -230,7 +231,7 @@ class Replicas(Generic[StageT]):
                         answer = await anext(answers)
                         async for _ in answers:
                             pass
-                except (StageError, QueueFull) as error:
+                except (StageError, QueueFull, TooLarge) as error:
                     search.fail(replica, error, began=work.began)
                 else:
                     replica.measure(time.monotonic() - work.began)
@@ -248,6 +249,7 @@ class Search(Generic[StageT]):
     def __init__(self, replicas: Replicas[StageT], *, deadline: float | None) -> None:
         self._replicas = replicas
         self._deadline = float("inf") if deadline is None else deadline
+        self._too_small: dict[str, TooLarge] = {}
         self.begin_anew()
 
     def progress(self) -> None:
@@ -256,7 +258,7 @@ class Search(Generic[StageT]):
             self.begin_anew()
 
     def begin_anew(self) -> None:
-        """All replicas may be asked again."""
+        """All replicas may be asked again, but for those that the request would never fit into."""
         self._tried: set[str] = set()
         self._errors: list[StageError | QueueFull] = []
         self._failures = 0
@@ -272,10 +274,15 @@ class Search(Generic[StageT]):
 
         Raises:
             StageError, QueueFull: There is none; the first thing that went wrong.
+            TooLarge: It would fit into none.
             StageNotReady: Those that are there can not do it, because another stage is in their place.
         """
         while True:
-            there = [replica for replica in self._replicas.all if replica.is_available and suits(replica)]
+            suited = [replica for replica in self._replicas.all if suits(replica)]
+            large_enough = [replica for replica in suited if replica.address not in self._too_small]
+            if suited and not large_enough:
+                raise self._too_small[suited[0].address]
+            there = [replica for replica in large_enough if replica.is_available]
             if fresh := [replica for replica in there if replica.address not in self._tried]:
                 chosen = self._replicas.least_busy(fresh)
                 self._tried.add(chosen.address)
@@ -289,8 +296,11 @@ class Search(Generic[StageT]):
             stage = self._replicas.stage
             raise StageNotReady(f"the {stage} stage was exchanged for another in mid-picture", stage=stage)
 
-    def fail(self, replica: Replica[StageT], error: StageError | QueueFull, *, began: float) -> None:
+    def fail(self, replica: Replica[StageT], error: StageError | QueueFull | TooLarge, *, began: float) -> None:
         """It did not answer. Raises the error where nobody else is to be asked."""
+        if isinstance(error, TooLarge):
+            self._too_small[replica.address] = error
+            return
         if isinstance(error, StageError):
             if isinstance(error, StageTimeout) and time.monotonic() >= self._deadline:
                 raise error

@@ -239,7 +239,8 @@ class StageSettings(ServerSettings):
     memory_bytes: PositiveInt | None = None
     """Bytes of memory that the pictures on their way at a stage may take together, with one call of its network, beside what the
     network keeps; one more is refused with 429, and what would never fit with 413. What a picture takes is in the metadata. By
-    default a quarter of what the machine, or the process's cgroup, has left when the stage is ready."""
+    default a quarter of what the machine, or the process's cgroup, has left when the stage is ready, and in any case enough for
+    8 pictures of the largest size."""
 
     max_prompt_chunks: PositiveInt = 1
     """Chunks of a context that a long prompt may have, as in `long_prompt=true`; told to the text encoder and the diffusion stage

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
-from triptych.contract import Memory
+from triptych.contract import MOST_PICTURES, Memory
 from triptych.engines.memory import bytes_left
 from triptych.errors import QueueFull, StartError, TooLarge
 
@@ -21,15 +21,15 @@ def plan_memory(stage: str, picture_bytes: Mapping[Size, int], *, call_bytes: in
     Args:
         stage: Whom the error names.
         picture_bytes, call_bytes: See `Memory`. The first size is the stage's default.
-        budget: For pictures and a call together; None is a share of what the machine, or the cgroup, has left. There is room for
-            one picture of the default size in any case.
+        budget: For pictures and a call together; None is a share of what the machine, or the cgroup, has left, with room for
+            whatever a gateway's request may ask for in any case: who set no budget refuses none for good.
 
     Raises:
         StartError: The budget has no room for one.
     """
     first, one = next(iter(picture_bytes.items()))
     if budget is None:
-        most = max(one, bytes_left() // SHARE_OF_WHAT_IS_LEFT - call_bytes)
+        most = max(MOST_PICTURES * max(picture_bytes.values()), bytes_left() // SHARE_OF_WHAT_IS_LEFT - call_bytes)
     elif budget >= call_bytes + one:
         most = budget - call_bytes
     else:
