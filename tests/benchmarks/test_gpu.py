@@ -105,7 +105,11 @@ def test_what_was_measured_is_not_measured_again(tmp_path: Path, monkeypatch: py
         measured.append((case.name, operations))
         return record(case, jax=contender(0.25))
 
-    monkeypatch.setattr(Rivals, "prepare", lambda self, case: prepared.append(case.name) or 7)
+    def prepare(self: Rivals, case: Case) -> int:
+        prepared.append(case.name)
+        return 7
+
+    monkeypatch.setattr(Rivals, "prepare", prepare)
     monkeypatch.setattr(command, "measure", measure)
 
     text = run(arguments, HEADER, tmp_path)

@@ -225,6 +225,6 @@ def test_prompts_have_words_that_the_model_knows():
 
 @pytest.mark.parametrize("stage", [DiffusionStage, DecoderStage])
 def test_what_is_run_in_parts_is_not_run_in_int8(quantized, stage) -> None:
-    options = replace(quantized, feature_reuse=True, tile_side=24)
+    options = replace(quantized, feature_reuse=True, sizes=((64, 64),), tile_side=48)
     with pytest.raises(EngineError, match="neither with TRIPTYCH_FEATURE_REUSE nor with pictures above TRIPTYCH_TILE_SIDE"):
         stage(options).start()

@@ -19,6 +19,9 @@ from triptych.stages.decoder import DecoderStage
 from triptych.stages.image_encoder import ImageEncoderStage
 from triptych.stages.tiles import Mosaic, spans
 
+# Networks are built and compiled before the first test.
+pytestmark = pytest.mark.timeout(600)
+
 VIGNETTE = Path(__file__).resolve().parents[2] / "triptych" / "vignette"
 MOST_LEVELS = 2
 """Of 255, by which a picture in tiles may differ from the whole anywhere."""

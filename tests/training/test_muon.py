@@ -30,6 +30,9 @@ from keras import ops
 from training.loop import Schedule, compile_for_training
 from training.muon import SCALE, Muon
 
+# Each starts a backend in a process of its own.
+pytestmark = pytest.mark.timeout(300)
+
 class Both(keras.Model):
     def __init__(self):
         super().__init__()

@@ -31,7 +31,7 @@ IMAGES: Mapping[str, ImageFormat] = {f"image/{image_format}": image_format for i
 async def read_body(request: Request, gateway: Gateway, held: ExitStack) -> GenerateBody:
     """The body. A form is not taken from another site's page: browsers post forms without asking here first.
 
-    The gateway counts its bytes until what is held is let go; while they come, those that were announced, or the most there may be.
+    The gateway counts its bytes until what is held is let go; while they come, as many as were announced, or as there may be.
     """
     settings = gateway.settings
     kind = request.headers.get("Content-Type", "").partition(";")[0].strip().lower()

@@ -47,7 +47,7 @@ def carry_out(gateway: Gateway, order: Order, job: Job | None, held: ExitStack) 
         gateway: Whose models are asked, and whose turn it is.
         order: What is wanted.
         job: The order for the model that was there when it came; None where there was none, and it may wait for one.
-        held: Has the model count the job, and holds nothing else; where another one gets it, that one's count is held in its place.
+        held: Has the model count the job, and holds nothing else; where another one gets it, that one's count is held instead.
 
     Raises:
         RequestCancelled: By the latter.
