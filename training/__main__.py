@@ -136,7 +136,7 @@ def _runner(stage: str, arguments: argparse.Namespace) -> Callable[[], None]:
         "decoder": lambda: train_decoder(steps=arguments.steps or 20_000, rows=rows(2), minutes=minutes, **rate),
         "release": lambda: release(arguments.folder, version=arguments.version),
         "from-release": start_from_release,
-        "judge": lambda: train_judge(steps=arguments.steps or 1_200, rows=rows(16), minutes=minutes, **rate),
+        "judge": lambda: train_judge(steps=arguments.steps or 2_000, rows=rows(16), minutes=minutes, **rate),
     }
     return runners[stage]
 

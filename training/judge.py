@@ -116,7 +116,7 @@ def by_cell(mask: np.ndarray) -> np.ndarray:
     return mask.reshape(CELLS, CELL, CELLS, CELL).mean(axis=(1, 3), dtype=np.float32)
 
 
-def train_judge(*, steps: int = 1_200, rows: int = 16, rate: float = 2e-3, minutes: float | None = None) -> None:
+def train_judge(*, steps: int = 2_000, rows: int = 16, rate: float = 2e-3, minutes: float | None = None) -> None:
     """Trains the judge on drawn pictures and reports its own error."""
     network = JudgeTraining()
     schedule = Schedule(steps=steps, rate=rate, minutes=minutes, decay=0.4, ema=0.99, weight_decay=1e-4, seed=51, report_every=50)

@@ -135,7 +135,7 @@ async def test_random_weights_in_tiles(options):
 
 
 async def test_the_same_picture_is_the_same_bytes_whatever_its_company(tiled):
-    latents = np.random.default_rng(2).standard_normal((3, 24, 48, 4)).astype(np.float32)
+    latents = np.random.default_rng(2).standard_normal((3, 16, 24, 4)).astype(np.float32)
     together = await decoded(tiled, latents)
     for row in range(3):
         np.testing.assert_array_equal(await decoded(tiled, latents[row : row + 1]), together[row : row + 1])

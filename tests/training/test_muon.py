@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+# Each starts a backend in a process of its own.
+pytestmark = pytest.mark.timeout(300)
+
 ROOT = Path(__file__).resolve().parents[2]
 
 ORTHOGONAL = """
@@ -29,9 +32,6 @@ import keras, numpy as np
 from keras import ops
 from training.loop import Schedule, compile_for_training
 from training.muon import SCALE, Muon
-
-# Each starts a backend in a process of its own.
-pytestmark = pytest.mark.timeout(300)
 
 class Both(keras.Model):
     def __init__(self):

@@ -10,15 +10,20 @@ from pathlib import Path
 import pytest
 
 from tests.fakes import DECODER, DIFFUSION, IMAGE_ENCODER, TEXT_ENCODER
+from triptych.contract import Memory
 from triptych.errors import CallerError, StageError
 from triptych.wire import decoder, diffusion, image_encoder, text_encoder
 from triptych.wire.headers import REQUEST_ID_HEADER, TIMEOUT_HEADER
+from triptych.wire.identities import memory_parameters
 from triptych.wire.metadata import ModelMetadata
 from triptych.wire.open_inference import HEADER_LENGTH, decode_request
 
+IN_INT8 = replace(DIFFUSION.numerics, precision="int8", float_precision="bfloat16", quantized="9f86d081")
+MEMORY_PARAMETERS = memory_parameters(Memory(most_bytes=2, picture_bytes={(64, 64): 1}, call_bytes=1))
+
 MODELS = [
     text_encoder.to_metadata(TEXT_ENCODER),
-    diffusion.to_metadata(replace(DIFFUSION, takes_masked_image=True), evaluations_outstanding=0),
+    diffusion.to_metadata(replace(DIFFUSION, takes_masked_image=True, numerics=IN_INT8), evaluations_outstanding=0),
     decoder.to_metadata(DECODER),
     image_encoder.to_metadata(IMAGE_ENCODER),
 ]
@@ -42,7 +47,7 @@ def test_it_names_every_tensor_and_everything_that_a_model_says_of_itself(page: 
 def test_it_names_no_parameter_of_metadata_that_does_not_exist(page: str) -> None:
     (section,) = re.findall(r"## Who a model is\n(.*?)\n## ", page, re.DOTALL)
     named = {name for row in re.findall(r"^\| (`.*?) \|", section, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)}
-    assert named == {name for metadata in MODELS for name in metadata.parameters}
+    assert named == {name for metadata in MODELS for name in metadata.parameters} | MEMORY_PARAMETERS.keys()
 
 
 def test_it_names_every_parameter_of_a_request(page: str) -> None:
