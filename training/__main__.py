@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-STAGES = ("tokenizer", "vae", "latents", "text", "unet", "masked-latents", "inpainting", "decoder", "release")
+STAGES = ("tokenizer", "vae", "latents", "text", "unet", "masked-latents", "inpainting", "decoder", "tiny-decoder", "release")
 # Of the minutes of `all`; what is left is for building networks, measuring reconstructions and releasing.
 SHARES = {
     "vae": 0.28,
@@ -23,6 +23,7 @@ SHARES = {
     "masked-latents": 0.03,
     "inpainting": 0.10,
     "decoder": 0.04,
+    "tiny-decoder": 0.02,
 }
 
 
@@ -36,7 +37,7 @@ def main() -> None:
     parser.add_argument(
         "--rows",
         type=int,
-        help="of a batch of one stage, instead of 8, 96, 32, 32 and 2 of vae, text, unet, inpainting and decoder",
+        help="of a batch of one stage, instead of 8, 96, 32, 32, 2 and 16 of vae, text, unet, inpainting, decoder, tiny-decoder",
     )
     parser.add_argument("--times", type=int, default=1, help="so many times these rows, for every stage: 8 for a large GPU")
     parser.add_argument("--rate", type=float, help="of learning, instead of the stage's own")
@@ -92,6 +93,7 @@ def _runner(stage: str, arguments: argparse.Namespace) -> Callable[[], None]:
     from training.masked_latents import cache_masked_latents
     from training.release import release
     from training.text import train_text
+    from training.tiny_decoder import train_tiny_decoder
     from training.tokenizer import train_tokenizer
     from training.unet import train_unet
     from training.vae import train_vae
@@ -134,6 +136,9 @@ def _runner(stage: str, arguments: argparse.Namespace) -> Callable[[], None]:
             **decay,
         ),
         "decoder": lambda: train_decoder(steps=arguments.steps or 20_000, rows=rows(2), minutes=minutes, **rate),
+        "tiny-decoder": lambda: train_tiny_decoder(
+            grammar=grammar, steps=arguments.steps or 20_000, rows=rows(16), minutes=minutes, **rate, **decay
+        ),
         "release": lambda: release(arguments.folder, version=arguments.version),
         "from-release": start_from_release,
         "judge": lambda: train_judge(steps=arguments.steps or 2_000, rows=rows(16), minutes=minutes, **rate),

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,14 @@ def load_arrays(path: Path) -> dict[str, np.ndarray]:
     """All arrays of a file that `save_arrays` wrote."""
     with np.load(path) as file:
         return {name: file[name] for name in file.files}
+
+
+def digest_of(arrays: Iterable[np.ndarray]) -> str:
+    """Changes when one of them does, or their order."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array, np.float32).tobytes())
+    return digest.hexdigest()
 
 
 def report(stage: str, **values: Any) -> None:

@@ -5,7 +5,6 @@ Text encoder and VAE are those of the U-Net that it begins with, and stay as the
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from training.cache import cache_folder, report
+from training.cache import cache_folder, digest_of, report
 from training.latents import Whitening, measure_whitening
 from training.loop import Schedule, train, use_averages
 from training.masked_latents import MaskedLatents, load_masked_latents
@@ -154,11 +153,8 @@ def _widened_weights(origin: Path, shape: UNetConfig) -> list[np.ndarray]:
 
 def spaces_digest(text_encoder: keras.Model, whitening: Whitening) -> str:
     """Changes when the text encoder does, or the encoder of pictures, on whose latents the whitening was measured."""
-    digest = hashlib.sha256()
     weights = [ops.convert_to_numpy(weight) for weight in text_encoder.weights]
-    for array in (*weights, whitening.mean, whitening.matrix):
-        digest.update(np.ascontiguousarray(array, np.float32).tobytes())
-    return digest.hexdigest()
+    return digest_of((*weights, whitening.mean, whitening.matrix))
 
 
 def refuse_other_spaces(text_encoder: keras.Model, whitening: Whitening) -> None:

@@ -21,6 +21,7 @@ from triptych.models.vae import build_vae_decoder, build_vae_encoder
 
 SHARD = 2000
 BATCH = 20
+SEED = 21
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +48,7 @@ class Latents:
 
 
 def cache_latents(
-    *, scenes: int = 200_000, grammar: Grammar = Grammar.FULL, seed: int = 21, minutes: float | None = None
+    *, scenes: int = 200_000, grammar: Grammar = Grammar.FULL, seed: int = SEED, minutes: float | None = None
 ) -> None:
     """Encodes scenes of the training part of a grammar, shard by shard; shards that are there already stay.
 
@@ -91,10 +92,15 @@ def encoded(encoder: keras.Model, images: np.ndarray, masks: np.ndarray | None =
     return np.concatenate(latents)
 
 
+def latent_shards(grammar: Grammar) -> dict[int, Path]:
+    """The shards of a grammar that have been encoded so far, by their numbers, in order."""
+    paths = sorted(cache_folder("latents").glob(f"{grammar}-[0-9]*[0-9].npz"))  # not one that is half written
+    return {int(path.stem.rpartition("-")[2]): path for path in paths}
+
+
 def load_latents(grammar: Grammar) -> Latents:
     """All shards of a grammar that have been encoded so far."""
-    shards = [load_arrays(path) for path in sorted(cache_folder("latents").glob(f"{grammar}-*.npz"))]
-    shards = [shard for shard in shards if "latents" in shard]
+    shards = [load_arrays(path) for path in latent_shards(grammar).values()]
     firsts = np.cumsum([0, *(len(shard["latents"]) for shard in shards)])
     twins = [np.where(shard["twins"] < 0, -1, shard["twins"] + first) for shard, first in zip(shards, firsts, strict=False)]
     joined = {name: np.concatenate([shard[name] for shard in shards]) for name in ("latents", "codes", "boxes")}

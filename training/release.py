@@ -1,4 +1,7 @@
-"""The trained networks as a model's folder, in half precision; the inpainting sibling, where there is one, in a folder within."""
+"""The trained networks as a model's folder, in half precision.
+
+The tiny decoder of previews and the inpainting sibling, where they were trained, in folders within.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ from pathlib import Path
 
 import keras
 
-from training import inpainting
+from training import inpainting, tiny_decoder
 from training.cache import cache_folder, report
 from training.decoder import WEIGHTS as DECODER_WEIGHTS
 from training.latents import Whitening, measure_whitening, whitened_vae
@@ -22,6 +25,7 @@ from triptych.models.text_encoder import build_text_encoder
 from triptych.models.unet import build_unet
 
 SIBLING = "inpainting"  # its folder within the model's
+TINY = "tiny_vae"
 SCHEDULER = {
     "_class_name": "DDIMScheduler",
     "num_train_timesteps": 1000,
@@ -64,7 +68,7 @@ def release(folder: Path | None = None, *, version: int | None = None) -> None:
         version: Names the spaces of latents and contexts; the one after the package's unless told.
 
     Raises:
-        ValueError: There is a sibling that would not share them.
+        ValueError: There is a sibling that would not share them, or a tiny decoder of others.
     """
     version = version or next_version()
     folder, stage = folder or EMBEDDED["vignette"], cache_folder(trained_stage())
@@ -72,10 +76,13 @@ def release(folder: Path | None = None, *, version: int | None = None) -> None:
     text_encoder, config = build_text_encoder(text_config()), load_shape(stage)
     text_encoder.load_weights(stage / TEXT_WEIGHTS)
     _check_sibling(folder, text_encoder, whitening)
+    _check_tiny_decoder(folder, whitening)
     encoder, decoder = whitened_vae(whitening)
     if (tuned := cache_folder("decoder") / DECODER_WEIGHTS).exists():
         decoder.load_weights(tuned)
     save_network(folder, "vae", vae_config(), encoder, decoder)
+    if tiny_decoder.was_trained():
+        save_network(folder, TINY, *tiny_decoder.build_trained())
     unet = build_unet(config)
     unet.load_weights(stage / UNET_WEIGHTS)
     save_network(folder, "text_encoder", text_config(), text_encoder)
@@ -108,4 +115,19 @@ def _check_sibling(folder: Path, text_encoder: keras.Model, whitening: Whitening
         raise ValueError(
             f"{folder / SIBLING} shares the text encoder and the autoencoder that this release would replace: "
             "train `inpainting` too, or remove it"
+        )
+
+
+def _check_tiny_decoder(folder: Path, whitening: Whitening) -> None:
+    """It decodes the latents of one autoencoder, so they are released together.
+
+    Raises:
+        ValueError: It was trained for another one; or the folder has one and none was trained here.
+    """
+    if tiny_decoder.was_trained():
+        tiny_decoder.refuse_other_space(whitening)
+    elif (folder / TINY).exists():
+        raise ValueError(
+            f"{folder / TINY} decodes latents of the autoencoder that this release would replace: "
+            "train `tiny-decoder` too, or remove it"
         )

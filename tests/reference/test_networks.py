@@ -58,6 +58,7 @@ TINY_VAES = {
     "other": TinyVAEConfig(
         decoder_block_out_channels=(16, 16, 16), num_decoder_blocks=(2, 1, 2), latent_channels=8, scaling_factor=0.5
     ),
+    "vignette": TinyVAEConfig(decoder_block_out_channels=(16,) * 4, num_decoder_blocks=(6, 3, 1, 0)),
 }
 TEXT_ENCODERS = {
     "tiny": TEXT_ENCODER,

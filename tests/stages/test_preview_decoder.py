@@ -108,7 +108,8 @@ def test_one_of_other_latents_is_refused(options, tmp_path, config, sentence):
         ({"upsampling_scaling_factor": 3}, "upsampling_scaling_factor to be 2"),
         ({"decoder_block_out_channels": [64, 64, 32, 32]}, "they must all be alike"),
         ({"num_decoder_blocks": [3, 3, 1]}, "as many as num_decoder_blocks"),
-        ({"num_decoder_blocks": 3}, "must be a list of whole numbers above 0"),
+        ({"num_decoder_blocks": 3}, "must be a list of whole numbers, none below 0"),
+        ({"num_decoder_blocks": [3, 3, 3, -1]}, "must be a list of whole numbers, none below 0"),
     ],
 )
 def test_configurations_of_others_are_refused(values, sentence):

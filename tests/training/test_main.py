@@ -35,6 +35,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
         "masked-latents": "cache_masked_latents",
         "inpainting": "train_inpainting",
         "decoder": "train_decoder",
+        "tiny-decoder": "train_tiny_decoder",
         "release": "release",
     }
     for stage, function in functions.items():
@@ -52,12 +53,13 @@ def test_all_stages_run_in_order_within_the_minutes(calls: Calls, monkeypatch: p
     assert tuple(calls) == STAGES
     assert {stage: calls[stage]["minutes"] for stage in SHARES} == pytest.approx({stage: 28 * s for stage, s in SHARES.items()})
     assert 0.8 < sum(SHARES.values()) < 0.9
-    assert {stage: calls[stage]["rows"] for stage in ("vae", "text", "unet", "inpainting", "decoder")} == {
+    assert {stage: calls[stage]["rows"] for stage in ("vae", "text", "unet", "inpainting", "decoder", "tiny-decoder")} == {
         "vae": 64,
         "text": 768,
         "unet": 256,
         "inpainting": 256,
         "decoder": 16,
+        "tiny-decoder": 128,
     }
     assert calls["unet"]["train_text"]
     assert {stage: calls[stage]["precision"] for stage in ("unet", "release")} == {"unet": "mixed_bfloat16", "release": "float32"}

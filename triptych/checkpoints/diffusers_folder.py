@@ -269,11 +269,17 @@ def save_json(path: Path, values: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
-_STEM = {"text_encoder": "model", "unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
+_STEM = {
+    "text_encoder": "model",
+    "unet": "diffusion_pytorch_model",
+    "vae": "diffusion_pytorch_model",
+    "tiny_vae": "diffusion_pytorch_model",
+}
 _DIFFUSERS_CLASS: Mapping[str, Mapping[str, Any]] = {
     "text_encoder": {"architectures": ["CLIPTextModel"], "model_type": "clip_text_model"},
     "unet": {"_class_name": "UNet2DConditionModel"},
     "vae": {"_class_name": "AutoencoderKL"},
+    "tiny_vae": {"_class_name": "AutoencoderTiny"},
 }
 _MODEL_INDEX = {
     "_class_name": "StableDiffusionPipeline",

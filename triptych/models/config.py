@@ -65,6 +65,8 @@ _UNET_BLOCK_TYPES = {
 }
 _VAE_BLOCK_TYPES = {"down_block_types": ("DownEncoderBlock2D",), "up_block_types": ("UpDecoderBlock2D",)}
 
+Depths = tuple[int, ...]  # layers or blocks of each level; a level may have none
+
 _OURS = {"ours": True}  # marks a field that diffusers does not have
 
 SHALLOW_LAYERS = 2
@@ -241,7 +243,7 @@ class TinyVAEConfig(NetworkConfig):
     out_channels: int = 3
     latent_channels: int = 4
     decoder_block_out_channels: tuple[int, ...] = (64, 64, 64, 64)
-    num_decoder_blocks: tuple[int, ...] = (3, 3, 3, 1)
+    num_decoder_blocks: Depths = (3, 3, 3, 1)
     scaling_factor: float = 1.0
 
     @property
@@ -336,6 +338,7 @@ _KINDS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     "bool": ("true or false", lambda value: isinstance(value, bool)),
     "str": ("a string", lambda value: isinstance(value, str)),
     "tuple[int, ...]": ("a list of whole numbers above 0", lambda value: _are(value, _is_count)),
+    "Depths": ("a list of whole numbers, none below 0", lambda value: _are(value, lambda item: item == 0 or _is_count(item))),
     "tuple[str, ...]": ("a list of strings", lambda value: _are(value, lambda item: isinstance(item, str))),
     "int | tuple[int, ...]": (
         "a whole number above 0, or a list of such",
