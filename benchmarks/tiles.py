@@ -5,6 +5,8 @@ measured.
 Needs the reference environment, and 16 GB of memory::
 
     .venv-reference/bin/python -m benchmarks.tiles
+
+`--previews` measures something else instead, on any machine: a picture by vignette's VAE beside a preview by its tiny decoder.
 """
 
 from __future__ import annotations
@@ -103,6 +105,36 @@ def measure_side(task: Mapping[str, Any], tile_sides: Sequence[int], pictures: i
     return cases
 
 
+async def measure_previews(model: str, pictures: int) -> dict[str, Any]:
+    """Seconds of the same latents, one row at the model's first size, as a picture and as a preview in turns."""
+    with tempfile.TemporaryDirectory() as cache:
+        stage = DecoderStage(read_settings(StageSettings, model=model, cache_folder=Path(cache), batch_sizes=(1,)))
+        await asyncio.to_thread(stage.start)
+        try:
+            identity = await stage.identity()
+            if not identity.has_preview_decoder:
+                raise SystemExit(f"{model} has no decoder for previews: python -m training tiny-decoder")
+            width, height = identity.sizes[0]
+            rows = (1, height // identity.downsampling, width // identity.downsampling, identity.latent_channels)
+            latents = np.random.default_rng(0).standard_normal(rows, np.float32)
+            seconds: dict[str, list[float]] = {"picture": [], "preview": []}
+            for _ in range(pictures + 1):
+                for name, taken in seconds.items():
+                    started = time.perf_counter()
+                    await stage.decode(DecodeRequest(latents=latents, preview=name == "preview"))
+                    taken.append(time.perf_counter() - started)
+        finally:
+            stage.close()
+    medians = {name: statistics.median(taken[1:]) for name, taken in seconds.items()}
+    told = {"model": model, "size": [width, height], "precision": identity.numerics.precision, "pictures": pictures}
+    return {**told, "seconds": medians, "ratio": medians["picture"] / medians["preview"]}
+
+
+def report_previews(found: Mapping[str, Any]) -> str:
+    row = [f"{1000 * found['seconds'][name]:.2f}" for name in ("picture", "preview")]
+    return markdown_table(("picture, ms", "preview, ms", "ratio"), [(*row, f"{found['ratio']:.1f}")])
+
+
 def report(cases: Sequence[Mapping[str, Any]]) -> str:
     header = ("picture", "tiles of", "precision", "own memory at the peak, GB", "seconds", "largest difference of 255")
     rows = [
@@ -120,7 +152,7 @@ def report(cases: Sequence[Mapping[str, Any]]) -> str:
 
 
 def main() -> None:
-    """Measures, prints Markdown, and keeps the numbers in benchmarks/results/tiles.json as they come."""
+    """Measures, prints Markdown, and keeps the numbers in benchmarks/results/tiles.json as they come, or previews.json."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     parser.add_argument("--model", help="a model in diffusers' layout; else a Stable Diffusion 1.5 is written and deleted")
@@ -128,9 +160,16 @@ def main() -> None:
     parser.add_argument("--tile-sides", nargs="+", type=int, default=TILE_SIDES)
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--pictures", type=int, default=5)
+    parser.add_argument("--previews", action="store_true", help="of vignette, or of --model: picture and preview in turns")
     arguments = parser.parse_args()
     if arguments.serve:
         serve(json.loads(arguments.serve))
+        return
+    if arguments.previews:
+        told = circumstances(PACKAGES) | {"command": "python -m benchmarks.tiles --previews"}
+        found = asyncio.run(measure_previews(arguments.model or "vignette", arguments.pictures))
+        write_results("previews", told | found)
+        print(report_previews(found), "\n\n" + describe(told))
         return
     told = circumstances(PACKAGES) | {"command": "python -m benchmarks.tiles"}  # where the folder lies is nobody's business
     cases: list[dict[str, Any]] = []
