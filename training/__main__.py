@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument(
         "--rows",
         type=int,
-        help="of a batch of one stage, instead of 8, 96, 32, 32, 2 and 16 of vae, text, unet, inpainting, decoder, tiny-decoder",
+        help="of a batch of one stage, instead of 8, 96, 32, 32, 4 and 16 of vae, text, unet, inpainting, decoder, tiny-decoder",
     )
     parser.add_argument("--times", type=int, default=1, help="so many times these rows, for every stage: 8 for a large GPU")
     parser.add_argument("--rate", type=float, help="of learning, instead of the stage's own")
@@ -135,7 +135,7 @@ def _runner(stage: str, arguments: argparse.Namespace) -> Callable[[], None]:
             **rate,
             **decay,
         ),
-        "decoder": lambda: train_decoder(steps=arguments.steps or 20_000, rows=rows(2), minutes=minutes, **rate),
+        "decoder": lambda: train_decoder(steps=arguments.steps or 20_000, rows=rows(4), minutes=minutes, **rate),
         "tiny-decoder": lambda: train_tiny_decoder(
             grammar=grammar, steps=arguments.steps or 20_000, rows=rows(16), minutes=minutes, **rate, **decay
         ),

@@ -58,7 +58,7 @@ def test_all_stages_run_in_order_within_the_minutes(calls: Calls, monkeypatch: p
         "text": 768,
         "unet": 256,
         "inpainting": 256,
-        "decoder": 16,
+        "decoder": 32,
         "tiny-decoder": 128,
     }
     assert calls["unet"]["train_text"]
