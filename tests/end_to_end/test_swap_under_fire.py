@@ -1,4 +1,4 @@
-"""A diffusion service is swapped for a nine-channel one and back while sixteen clients post: nobody notices but by the pictures.
+"""vignette is swapped for vignette-inpainting and back while sixteen clients post: nobody notices but by the pictures.
 
 Afterwards stages are swapped in that do not fit, are not ready, or die when they are tried: refused, and again nobody notices.
 """
@@ -6,8 +6,6 @@ Afterwards stages are swapped in that do not fit, are not ready, or die when the
 from __future__ import annotations
 
 import asyncio
-import json
-import shutil
 import subprocess
 import sys
 import threading
@@ -20,9 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
-import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
 
 from tests.end_to_end.dying_diffusion import identity_at
 from tests.end_to_end.real_services import TinyModel, running
@@ -43,20 +39,6 @@ SWAP_EVERY_SECONDS = 5.0
 CLIENTS = 16
 SEEDS = range(8)
 PATIENCE_SECONDS = 120.0
-
-
-def write_nine_channels(folder: Path) -> Path:
-    """vignette with another input: a random convolution of latents, mask and masked image."""
-    shutil.copytree(VIGNETTE, folder, ignore=shutil.ignore_patterns("inpainting", "__pycache__"))
-    config, facts = folder / "unet" / "config.json", folder / "triptych.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"in_channels": 9}))
-    facts.write_text(json.dumps(json.loads(facts.read_text()) | {"model": "vignette-nine"}))
-    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
-    tensors = load_file(weights)
-    shape = (len(tensors["conv_in.weight"]), 9, 3, 3)
-    kernel = np.random.default_rng(9).standard_normal(shape) / np.sqrt(9 * 9)
-    save_file(tensors | {"conv_in.weight": kernel.astype(np.float16)}, weights, metadata={"format": "pt"})
-    return folder
 
 
 @dataclass
@@ -119,7 +101,7 @@ def body(seed: int) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Scene:
-    """A gateway that follows a file, before vignette; and a nine-channel diffusion service beside it."""
+    """A gateway that follows a file, before vignette; and vignette-inpainting's diffusion service beside it."""
 
     url: str
     old: str
@@ -148,11 +130,11 @@ class Scene:
 def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     folder = tmp_path_factory.mktemp("fire")
     vignette = TinyModel(VIGNETTE, folder / "compiled")
-    nine = replace(vignette, folder=write_nine_channels(folder / "nine"))
+    inpainting = replace(vignette, folder=VIGNETTE / "inpainting")
     file = folder / "topology.toml"
     *stages, gateway = map(vignette.served_by, four_services(free_ports(4), topology=file))
     (port,) = free_ports(1)
-    beside = nine.served_by(
+    beside = inpainting.served_by(
         Service(name="beside", port=port, command=serve_command("diffusion", port), ready_path="/v2/health/ready")
     )
     # A request that meets a stage which is not there is told so at once: waiting would hide it.
@@ -166,10 +148,10 @@ def expected(scene: Scene) -> dict[str, dict[int, str]]:
     """What each model makes alone; the gateway is at vignette before and after."""
     vignette = scene.alone()
     triptych("swap", "diffusion", "--to", scene.new, "--gateway", scene.url)
-    nine = scene.alone()
+    inpainting = scene.alone()
     triptych("swap", "diffusion", "--rollback", "--gateway", scene.url)
-    assert all(vignette[seed] != nine[seed] for seed in SEEDS)
-    return {"vignette": vignette, "vignette-nine": nine}
+    assert all(vignette[seed] != inpainting[seed] for seed in SEEDS)
+    return {"vignette": vignette, "vignette-inpainting": inpainting}
 
 
 def triptych(*arguments: str) -> None:
@@ -191,8 +173,8 @@ def test_swapped_there_and_back_under_fire(scene: Scene, expected: dict[str, dic
 
     assert fire.wrong == []
     assert len(now) > 2, "a machine on which a swap takes half a minute proves nothing"
-    assert now == [("vignette", "vignette-nine")[place % 2] for place in range(len(now))]
-    assert min(fire.pictures_of("vignette"), fire.pictures_of("vignette-nine")) >= CLIENTS
+    assert now == [("vignette", "vignette-inpainting")[place % 2] for place in range(len(now))]
+    assert min(fire.pictures_of("vignette"), fire.pictures_of("vignette-inpainting")) >= CLIENTS
     if now[-1] != "vignette":
         assert scene.roll_back() == "vignette"
     told = scene.told()
@@ -248,7 +230,7 @@ def test_what_cannot_take_its_place_is_refused_under_fire(scene: Scene, expected
         starting.released.set()
 
     assert fire.wrong == []
-    assert fire.pictures_of("vignette-nine") == 0
+    assert fire.pictures_of("vignette-inpainting") == 0
     assert scene.file.read_bytes() == before
     assert [step["step"] for step in scene.told()["steps"]][-4:] == ["refused"] * 4
 
