@@ -110,7 +110,7 @@ class TestNames:
     @pytest.mark.parametrize(
         ("name", "hint"),
         [
-            ("vignete", "did you mean vignette?"),
+            ("vignete", "did you mean vignette or vignette-inpainting?"),
             ("sd-v15", "did you mean sd-v1-5"),
             ("keras-cv:sd-v1-4", "did you mean keras-cv/sd-v1-4"),
             ("zzzzzzzz", "`triptych models list` names those there are"),
