@@ -110,7 +110,8 @@ async def test_who_waits_in_line_is_counted() -> None:
     async with client_of(app) as client:
         first = asyncio.create_task(client.post("/generate", json=with_a_picture()))
         await stages.diffusion.arrivals.get()
-        assert (of_one := bodies.held_bytes) > 3 * PIXELS
+        of_one = bodies.held_bytes
+        assert of_one > 3 * PIXELS
         second = asyncio.create_task(client.post("/generate", json=with_a_picture()))
         await until(lambda: app.state.gateway.admission.waiting)
         assert bodies.held_bytes == 2 * of_one
@@ -145,7 +146,8 @@ async def test_who_waits_for_a_run_of_another_is_counted_beside_it() -> None:
     bodies = app.state.gateway.bodies
     first = Connection(app, with_a_picture(), idempotency_key="mine")
     await stages.diffusion.arrivals.get()
-    assert (of_one := bodies.held_bytes) > 3 * PIXELS
+    of_one = bodies.held_bytes
+    assert of_one > 3 * PIXELS
     second = Connection(app, with_a_picture(), idempotency_key="mine")
     await until(lambda: bodies.held_bytes == 2 * of_one)
     await first.close()
