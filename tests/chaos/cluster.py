@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx2
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.end_to_end.real_services import START_SECONDS, TinyModel
+from tests.end_to_end.real_services import Log, TinyModel, diagnosable, wait_until_ready
 from triptych.cli.processes import Service, ServiceGroup, free_ports
 from triptych.cli.topology import STAGES, serve_command
 
@@ -33,11 +33,13 @@ class Cluster:
     Attributes:
         stages: Replicas of the three stages.
         url: The gateway's.
+        log: Of all of them.
     """
 
     group: ServiceGroup
     stages: Sequence[Service]
     url: str
+    log: Log
 
     def kill(self, stage: Service) -> None:
         """kill -9, and a new process in its place at once."""
@@ -45,7 +47,7 @@ class Cluster:
         dead = self.group.processes[place]
         dead.kill()
         dead.wait(10)
-        self.group.processes[place] = type(dead)(stage, _say_nothing)
+        self.group.processes[place] = type(dead)(dead.service, self.log)
 
     def pid_of(self, stage: Service) -> int:
         return next(each.pid for each in self.group.processes if each.service.port == stage.port)
@@ -58,10 +60,6 @@ class Cluster:
             for sample in family.samples:
                 totals[sample.name] = totals.get(sample.name, 0.0) + sample.value
         return totals
-
-
-def _say_nothing(name: str, line: str) -> None:
-    pass
 
 
 @contextmanager
@@ -88,9 +86,10 @@ def cluster(
     topology.write_text("[[models]]\n" + "".join(f"{stage} = {urls}\n".replace("'", '"') for stage, urls in told.items()))
     (gateway,) = _services("central", 1, ready_path="/health/ready")
     gateway = replace(gateway, environment={"TRIPTYCH_TOPOLOGY": str(topology), **(environment or {})})
-    with ServiceGroup([*stages, gateway], on_line=_say_nothing) as group:
-        group.wait_until_ready(seconds=START_SECONDS, on_ready=lambda service, seconds: None)
-        yield Cluster(group, stages, gateway.url)
+    log = Log()
+    with ServiceGroup([*map(diagnosable, (*stages, gateway))], on_line=log) as group:
+        wait_until_ready(group)
+        yield Cluster(group, stages, gateway.url, log)
 
 
 def _services(name: str, number: int, *, ready_path: str = "/v2/health/ready") -> list[Service]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -9,9 +12,13 @@ from pathlib import Path
 
 from triptych.cli.processes import Service, ServiceGroup, free_ports
 from triptych.cli.topology import four_services, serve_command
+from triptych.errors import StartError
 
 START_SECONDS = 300.0
 """A start takes seconds; this is for a machine that is busy with something else."""
+
+STACKS_SECONDS = 10.0
+"""For a service that is not ready in time to write down where it is; what a service that hangs in C needs, too."""
 
 
 class Log:
@@ -56,9 +63,33 @@ def tiny_all_in_one(model: TinyModel) -> Service:
 @contextmanager
 def running(services: Sequence[Service]) -> Iterator[ServiceGroup]:
     """The services, ready; stopped afterwards."""
-    with ServiceGroup(services, on_line=Log()) as group:
-        group.wait_until_ready(seconds=START_SECONDS, on_ready=lambda service, seconds: None)
+    with ServiceGroup([*map(diagnosable, services)], on_line=Log()) as group:
+        wait_until_ready(group)
         yield group
+
+
+def diagnosable(service: Service) -> Service:
+    """The service, where SIGABRT writes the stacks of all its threads to its log and ends it."""
+    return replace(service, environment={**service.environment, "PYTHONFAULTHANDLER": "1"})
+
+
+def wait_until_ready(group: ServiceGroup, *, seconds: float = START_SECONDS) -> None:
+    """Until all services, which are `diagnosable`, are ready; of those that are not in time the log says where they hang.
+
+    Raises:
+        ServiceEnded, StartError: As `ServiceGroup.wait_until_ready` raises them.
+    """
+    ready: list[Service] = []
+    try:
+        group.wait_until_ready(seconds=seconds, on_ready=lambda service, seconds: ready.append(service))
+    except StartError:
+        hanging = [process for process in group.processes if process.service not in ready]
+        for process in hanging:
+            os.kill(process.pid, signal.SIGABRT)
+        deadline = time.monotonic() + STACKS_SECONDS
+        for process in hanging:
+            process.wait(max(0.0, deadline - time.monotonic()))
+        raise
 
 
 def addresses(services: Sequence[Service]) -> Mapping[str, str]:

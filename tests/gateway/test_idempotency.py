@@ -14,8 +14,11 @@ from tests.fakes import FakeDiffusion
 from tests.gateway.running import Connection, Stages, client_of, events_of, until
 from triptych.errors import StageFailed
 from triptych.gateway import shared_runs
+from triptych.gateway.app import create_app
+from triptych.gateway.registry import Model, Registry
+from triptych.gateway.settings import GatewaySettings
 
-BODY = {"prompt": "a red circle", "num_steps": 4}
+BODY: dict[str, Any] = {"prompt": "a red circle", "num_steps": 4}
 
 
 def keyed(key: str = "mine", **headers: str) -> dict[str, str]:
@@ -131,6 +134,28 @@ async def test_what_is_detached_goes_on_without_its_caller(accept: str, key: str
         async with client_of(app) as client:
             pictures(await client.post("/generate", json=BODY, headers=keyed(key)))
         assert len(stages.diffusion.asked) == 1
+
+
+async def test_a_model_that_is_replaced_before_its_turn_does_not_count_it_any_more() -> None:
+    turnstile = asyncio.Semaphore(0)
+    stages = Stages(diffusion=FakeDiffusion(turnstile=turnstile))
+    before, after = Model("before", stages.pipeline), Model("after", stages.pipeline)
+    registry = Registry([before])
+    app = create_app(GatewaySettings(max_running_requests=1), registry)
+    first, second = [Connection(app, BODY, idempotency_key=key) for key in ("first", "second")]
+    await until(lambda: app.state.gateway.admission.waiting and stages.diffusion.asked)
+    assert before.jobs == 2
+    registry.replace([after])
+    before.forget()
+    for _ in range(BODY["num_steps"]):
+        turnstile.release()
+    await until(lambda: len(stages.diffusion.asked) == 2)
+    await until(lambda: (before.jobs, after.jobs) == (0, 1))
+    for _ in range(BODY["num_steps"]):
+        turnstile.release()
+    await asyncio.gather(first.task, second.task)
+    await until(lambda: (before.jobs, after.jobs) == (0, 0))
+    assert (first.status, second.status) == (200, 200)
 
 
 async def test_it_is_cancelled_by_its_name_for_all() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import re
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from tests.gateway.running import Stages, client_of
 from tests.gateway.test_jobs_table import new
-from tests.postgres import Server, postgres, skip_where_it_is_missing
+from tests.postgres import USER, Server, postgres, skip_where_it_is_missing
 from triptych.errors import StartError
 from triptych.gateway.jobs import schema, service
 from triptych.gateway.jobs.table import jobs, open_table, read_database
@@ -144,6 +145,80 @@ async def test_an_older_version_without_a_step_is_left_alone(
         async with open_table(database, lease_seconds=60):
             pytest.fail("was opened")
     assert await version_of(engine) == [(schema.JOBS, 1)]
+
+
+class Role:
+    """One that may connect to a server and do nothing else, and what may be told to its owner of it."""
+
+    def __init__(self, server: Server, owner: AsyncEngine) -> None:
+        self.database = server.url.replace(f"{USER}@", "guest@")
+        self.owner = owner
+
+    async def refused(self) -> str:
+        """The sentence that a gateway of this role gets."""
+        with pytest.raises(StartError) as refusal:
+            async with open_table(self.database, lease_seconds=60):
+                pytest.fail("was opened")
+        return refusal.value.message
+
+    async def accepted(self) -> None:
+        async with open_table(self.database, lease_seconds=60) as table:
+            await table.add(new("of-the-guest"))
+
+
+@pytest.fixture
+async def guest(server: Server) -> AsyncIterator[Role]:
+    owner = create_async_engine(read_database(server.url))
+    for name in (schema.JOBS, "triptych_schema"):
+        await ask(owner, f"DROP TABLE IF EXISTS {name}")
+    await ask(owner, "CREATE ROLE guest LOGIN")
+    yield Role(server, owner)
+    for statement in ("DROP OWNED BY guest", "DROP ROLE guest"):
+        await ask(owner, statement)
+    await owner.dispose()
+
+
+def granted(sentence: str) -> list[str]:
+    """The statements that a sentence tells to make."""
+    return re.findall(r"GRANT [A-Z, ]+ ON .+? TO \w+", sentence)
+
+
+async def test_a_role_that_may_make_no_tables_is_told_what_to_grant(guest: Role) -> None:
+    sentence = await guest.refused()
+    assert sentence.startswith(
+        "TRIPTYCH_JOBS_DATABASE: the role guest may not make the tables of the jobs: GRANT USAGE, CREATE ON"
+    )
+    await ask(guest.owner, granted(sentence)[0])
+    await guest.accepted()
+
+
+async def test_a_role_that_may_not_use_the_tables_of_another_is_told_what_to_grant(guest: Role, server: Server) -> None:
+    async with open_table(server.url, lease_seconds=60):
+        pass
+    for allowed in ("ALL ON triptych_schema", "SELECT, INSERT, UPDATE ON triptych_jobs"):
+        sentence = await guest.refused()
+        assert sentence.startswith(
+            "TRIPTYCH_JOBS_DATABASE: the role guest may not use the tables of the jobs, which another made: "
+        )
+        await ask(guest.owner, f"GRANT {allowed} TO guest")
+    (statement,) = granted(await guest.refused())
+    await ask(guest.owner, statement)
+    await guest.accepted()
+
+
+async def test_a_role_that_may_not_upgrade_the_tables_is_told_who_may(
+    guest: Role, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_table(server.url, lease_seconds=60):
+        pass
+    await ask(guest.owner, "GRANT ALL ON triptych_jobs, triptych_schema TO guest")
+    another_version(monkeypatch, 2, {2: ("ALTER TABLE triptych_jobs ADD COLUMN note VARCHAR",)})
+    assert (await guest.refused()).endswith(
+        "the role guest may not upgrade the tables of the jobs: let a gateway of the role that made them start first"
+    )
+    async with open_table(server.url, lease_seconds=60):
+        pass
+    await guest.accepted()
 
 
 async def test_a_gateway_says_so_and_makes_pictures_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,8 +13,9 @@ from PIL import Image
 
 from tests.fakes import DECODER, FakeDecoder, FakeDiffusion
 from tests.gateway.running import Connection, Stages, events_of, until
-from triptych.contract import Decoded, DecodeRequest, ImageFormat
+from triptych.contract import Decoded, DecodeRequest, ImageFormat, Memory
 from triptych.errors import QueueFull, StageFailed
+from triptych.stages.memory import Room
 
 STREAM = "text/event-stream"
 NUM_STEPS = 8
@@ -41,6 +42,18 @@ class PreviewsFail(FakeDecoder):
             self.cancelled += 1
             raise
         raise AssertionError
+
+
+class RoomForOneRequest(PreviewsFail):
+    """It has memory for two pictures, and a preview in the making has it all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.room = Room("decoder", Memory(most_bytes=2, picture_bytes={(64, 64): 1}, call_bytes=0))
+
+    async def decode(self, request: DecodeRequest, *, deadline: float | None = None) -> Decoded:
+        with self.room.take(len(request.latents), (64, 64), retry_after=lambda: 1.0):
+            return await super().decode(request, deadline=deadline)
 
 
 class Followed:
@@ -175,6 +188,27 @@ async def test_a_preview_makes_way_for_another_requests_picture() -> None:
     assert decoder.cancelled == 1
     await other.close()
     await followed.connection.close()
+
+
+@pytest.mark.parametrize("whose", ["its own", "another's"])
+async def test_a_preview_is_gone_before_a_picture_comes_for_whose_memory_it_has(whose: str) -> None:
+    decoder = RoomForOneRequest()
+    stages = Stages(decoder=decoder)
+    app = stages.app()
+    followed = Followed(stages, app)
+    await followed.go_to(2)
+    await until(lambda: decoder.previews)
+    if whose == "its own":
+        await followed.finish()
+        assert len(followed.events("completed")) == 1, followed.connection.body
+    else:
+        stages.diffusion.turnstile = None
+        other = Connection(app, {"prompt": "other", "num_steps": 1})
+        await until(lambda: other.sent)
+        assert other.status == 200, other.body
+        await other.close()
+        await followed.connection.close()
+    assert decoder.cancelled == 1
 
 
 async def test_a_caller_that_leaves_takes_its_preview_along() -> None:

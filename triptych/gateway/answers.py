@@ -76,14 +76,14 @@ class GenerateAnswer(BaseModel):
 
 def to_document(outcome: Outcome) -> GenerateAnswer:
     return GenerateAnswer(
-        id=outcome.job.order.id,
-        model=outcome.job.parameters.model,
+        id=outcome.id,
+        model=outcome.model,
         images=[
             GeneratedImage(b64_json=base64.b64encode(file).decode("ascii"), seed=seed)
             for file, seed in zip(_files(outcome), outcome.generated.seeds, strict=True)
         ],
-        parameters=outcome.job.parameters.as_json(),
-        warnings=[*outcome.job.warnings, *outcome.generated.warnings],
+        parameters=dict(outcome.parameters),
+        warnings=[*outcome.warnings, *outcome.generated.warnings],
         timings=_timings(outcome),
         receipt=_receipt(outcome),
     )
@@ -105,7 +105,7 @@ def image_response(outcome: Outcome) -> Response:
     (file,) = _files(outcome)
     (digest,) = outcome.generated.digests.pixels or (None,)
     receipt = {} if digest is None else {PIXELS_HEADER: digest}
-    return Response(file, headers=_headers(outcome) | receipt, media_type=f"image/{outcome.job.parameters.output_format}")
+    return Response(file, headers=_headers(outcome) | receipt, media_type=f"image/{outcome.output_format}")
 
 
 def _files(outcome: Outcome) -> tuple[bytes, ...]:
@@ -120,13 +120,13 @@ def _receipt(outcome: Outcome) -> Receipt:
         latents=list(digests.latents),
         pixels=None if digests.pixels is None else list(digests.pixels),
         decoded_in_float32=list(outcome.generated.float32_rows),
-        stages=describe_stages(outcome.job.identities),
+        stages=describe_stages(outcome.identities),
     )
 
 
 def _timings(outcome: Outcome) -> Timings:
     stages = {f"{stage}_seconds": seconds for stage, seconds in outcome.generated.seconds.items()}
-    total = outcome.ended - outcome.job.order.arrived
+    total = outcome.ended - outcome.arrived
     gateway = total - outcome.queue_seconds - sum(stages.values())
     return Timings(queue_seconds=outcome.queue_seconds, gateway_seconds=gateway, total_seconds=total, **stages)
 
@@ -134,7 +134,7 @@ def _timings(outcome: Outcome) -> Timings:
 def _headers(outcome: Outcome) -> dict[str, str]:
     milliseconds = {name.removesuffix("_seconds"): 1000 * seconds for name, seconds in _timings(outcome)}
     return {
-        "X-Triptych-Id": outcome.job.order.id,
+        "X-Triptych-Id": outcome.id,
         "X-Triptych-Seed": str(outcome.generated.seeds[0]),
         "Server-Timing": ", ".join(f"{name};dur={duration:.1f}" for name, duration in milliseconds.items()),
     }

@@ -61,12 +61,13 @@ async def generate(request: Request, gateway: GatewayDep) -> Response:
         if idempotency_key is None and not body.detach:
             events = await _begin(gateway, order, held.enter_context(ExitStack()))
         else:
-            run = await _share(gateway, order, idempotency_key, digest_of(body, media_type if media_type in IMAGES else ""))
+            digest = digest_of(body, media_type if media_type in IMAGES else "")
+            run = await _share(gateway, order, idempotency_key, digest, held)
             run.detached |= bool(body.detach)
             events = held.enter_context(run.followed())
         if media_type == event_stream.MEDIA_TYPE:
             held = held.pop_all()
-            return EventStream(_as_events(order, events), headers={"X-Triptych-Id": order.id}, held=held)
+            return EventStream(_as_events(order.id, events), headers={"X-Triptych-Id": order.id}, held=held)
         async with cancelled_when_the_client_leaves(request.receive):
             outcome = await outcome_of(events)
     return json_response(outcome) if media_type == JSON else image_response(outcome)
@@ -116,20 +117,24 @@ async def _begin(gateway: Gateway, order: Order, held: ExitStack) -> AsyncGenera
     return carry_out(gateway, order, job, held)
 
 
-async def _share(gateway: Gateway, order: Order, idempotency_key: str | None, digest: str) -> Run:
-    """The run of an order that is under way or done under this key; else one that is begun now."""
+async def _share(gateway: Gateway, order: Order, idempotency_key: str | None, digest: str, held: ExitStack) -> Run:
+    """The run of an order that is under way or done under this key; else one that is begun now.
+
+    What is held for the caller is that run's from then on: it has the order as long as it is at work, whoever waits for it.
+    """
     name = None if idempotency_key is None else (order.key, idempotency_key)
     if name is not None and (run := gateway.shared.find(name, digest)) is not None:
         return run
-    with ExitStack() as held:
-        events = await _begin(gateway, order, held)
-        if name is not None and (run := gateway.shared.find(name, digest)) is not None:
-            return run  # of a request that came while the model was found
-        return gateway.shared.start(name, Run(digest, events, held.pop_all(), detached=bool(order.body.detach)))
+    in_use = held.enter_context(ExitStack())
+    events = await _begin(gateway, order, in_use)
+    if name is not None and (run := gateway.shared.find(name, digest)) is not None:
+        in_use.close()
+        return run  # of a request that came while the model was found
+    return gateway.shared.start(name, Run(digest, events, held.pop_all(), detached=bool(order.body.detach)))
 
 
-async def _as_events(order: Order, events: AsyncGenerator[WorkEvent, None]) -> AsyncGenerator[Event, None]:
-    """The order as server-sent events; whatever goes wrong from here on is an event too, as the status has been sent."""
+async def _as_events(id: str, events: AsyncGenerator[WorkEvent, None]) -> AsyncGenerator[Event, None]:  # noqa: A002
+    """An order as server-sent events; whatever goes wrong from here on is an event too, as the status has been sent."""
     try:
         async with aclosing(events):
             async for event in events:
@@ -137,7 +142,7 @@ async def _as_events(order: Order, events: AsyncGenerator[WorkEvent, None]) -> A
     except TriptychError as error:
         yield Event(name="error", data=gateway_error(error))
     except Exception:
-        log.exception("generate_failed", id=order.id)
+        log.exception("generate_failed", id=id)
         yield Event(name="error", data=gateway_error(TriptychError("something went wrong here, and has been logged")))
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from types import TracebackType
@@ -35,13 +35,18 @@ class IdleDecoder:
         self._pictures = 0
         self._preview: asyncio.Task[Decoded] | None = None
 
-    @contextmanager
-    def left_to_a_picture(self) -> Iterator[None]:
-        """For the length of the block there are no previews, whoever they are for."""
+    @asynccontextmanager
+    async def left_to_a_picture(self) -> AsyncIterator[None]:
+        """For the length of the block there are no previews, whoever they are for.
+
+        It begins when the one that was in the making is gone: until then that has a place and memory at the decoder, which a
+        picture would be refused for.
+        """
         self._pictures += 1
-        if self._preview is not None:
-            self._preview.cancel()
         try:
+            if self._preview is not None:
+                self._preview.cancel()
+                await asyncio.wait([self._preview])
             yield
         finally:
             self._pictures -= 1

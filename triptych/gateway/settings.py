@@ -32,8 +32,9 @@ class GatewaySettings(ServerSettings):
     """The largest request that is read, its pictures included."""
 
     max_held_bytes: PositiveInt = 2**30
-    """Bytes that the bodies of all requests that are here may have together, and the pictures in them once they are decoded; one
-    more is refused with 429. A body that does not announce its size counts as the largest that is read."""
+    """Bytes that the bodies of all requests that are here may have together, of detached ones and of jobs at work too, and the
+    pictures in them once they are decoded; one more is refused with 429, and a job waits. A body that does not announce its size
+    counts as the largest that is read."""
 
     max_image_pixels: PositiveInt = 2**24
     """The largest picture that is decoded, width times height."""

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Callable
-from contextlib import ExitStack, aclosing
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import AsyncExitStack, ExitStack, aclosing
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
-from triptych.contract import StageName
+from triptych.contract import ImageFormat, StageName
 from triptych.errors import InvalidValue, StageBrokeOff, StageError, StageNotReady, StageTimeout
 from triptych.gateway.orders import Job, Order, find, give
 from triptych.gateway.parameters import cost_of
 from triptych.gateway.previews import Preview, Previews
+from triptych.gateway.registry import Identities
 from triptych.gateway.state import Gateway
 from triptych.gateway.waiting import Wait
 from triptych.pipeline import Generated, PredictedOriginal, StageProgress
@@ -21,18 +22,45 @@ from triptych.pipeline import Generated, PredictedOriginal, StageProgress
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What an order came to.
+    """What an order came to: all that is told of it, and nothing of what came with it, which whoever keeps this would hold.
 
     Attributes:
-        job: The order for the model that made it in the end.
+        id: The order's.
+        model: The name of the model that made it in the end.
+        identities: That model's stages.
+        output_format: Of the files.
+        parameters: What was done, every default filled in.
+        warnings: What the caller should know of how it came about, but for what the stages say.
+        arrived: When the order came, by `time.monotonic()`.
         queue_seconds: How long it waited, for its turn and for stages that were gone.
-        ended: When it was done, by `time.monotonic()`.
+        ended: When it was done, by the same clock.
     """
 
-    job: Job
+    id: str
+    model: str
+    identities: Identities
+    output_format: ImageFormat
+    parameters: Mapping[str, Any]
+    warnings: tuple[str, ...]
     generated: Generated
+    arrived: float
     queue_seconds: float
     ended: float = field(default_factory=time.monotonic)
+
+    @classmethod
+    def of(cls, job: Job, generated: Generated, *, queue_seconds: float) -> Outcome:
+        """What the order of this job came to."""
+        return cls(
+            id=job.order.id,
+            model=job.parameters.model,
+            identities=job.identities,
+            output_format=job.parameters.output_format,
+            parameters=job.parameters.as_json(),
+            warnings=job.warnings,
+            generated=generated,
+            arrived=job.order.arrived,
+            queue_seconds=queue_seconds,
+        )
 
 
 Event: TypeAlias = StageProgress | Preview | Outcome
@@ -79,7 +107,7 @@ async def _carry_out(gateway: Gateway, order: Order, job: Job | None, held: Exit
         attempt, generated = await _try_until_made(gateway, order, job, held, note_and_tell)
     # The place is free again before the answer is sent: a slow reader holds nobody up.
     gateway.metrics.count(generated, attempt.job.parameters.model)
-    tell(Outcome(job=attempt.job, generated=generated, queue_seconds=attempt.began - queued))
+    tell(Outcome.of(attempt.job, generated, queue_seconds=attempt.began - queued))
 
 
 async def _try_until_made(
@@ -169,17 +197,16 @@ class Attempt:
         request = replace(self.job.parameters.to_request(), previews=self.previews, priority=order.priority)
         keep = None if order.keep is None else order.keep(self.job)
         pictures = self.job.model.pipeline.generate(request, deadline=order.deadline, keep=keep)
-        async with aclosing(pictures) as events, self._previews() as previews:
-            with ExitStack() as decoding:
-                async for event in events:
-                    if isinstance(event, PredictedOriginal):
-                        previews.offer(event)
-                    elif isinstance(event, StageProgress):
-                        self._note(event)
-                        if event.stage is StageName.DECODER:
-                            decoding.enter_context(self.job.model.idle_decoder.left_to_a_picture())
-                    else:
-                        generated = event
+        async with aclosing(pictures) as events, self._previews() as previews, AsyncExitStack() as decoding:
+            async for event in events:
+                if isinstance(event, PredictedOriginal):
+                    previews.offer(event)
+                elif isinstance(event, StageProgress):
+                    self._note(event)
+                    if event.stage is StageName.DECODER:
+                        await decoding.enter_async_context(self.job.model.idle_decoder.left_to_a_picture())
+                else:
+                    generated = event
         return generated
 
     def _note(self, progress: StageProgress) -> None:

@@ -5,10 +5,12 @@ A row says it. Tables that were made before there was such a row are version 1.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import structlog
-from sqlalchemy import Column, Connection, Integer, MetaData, String, Table, insert, inspect, select, text, update
+from sqlalchemy import Column, Connection, Integer, MetaData, String, Table, func, insert, inspect, select, text, update
+from sqlalchemy.exc import ProgrammingError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from triptych.errors import StartError
@@ -22,6 +24,19 @@ STEPS: Mapping[int, Sequence[str]] = {}
 """SQL by the version that it makes of the one before; each statement for SQLite and PostgreSQL alike."""
 
 JOBS = "triptych_jobs"
+
+_PRIVILEGES = ("SELECT", "INSERT", "UPDATE", "DELETE")
+_TO_USE = f"GRANT {', '.join(_PRIVILEGES)} ON {JOBS}, triptych_schema TO {{role}}"
+
+MAKE = (
+    "the role {role} may not make the tables of the jobs: GRANT USAGE, CREATE ON SCHEMA {schema} TO {role}, "
+    f"or let a gateway of a role that may start first, and {_TO_USE}"
+)
+CHANGE = "the role {role} may not upgrade the tables of the jobs: let a gateway of the role that made them start first"
+USE = f"the role {{role}} may not use the tables of the jobs, which another made: {_TO_USE}"
+"""What to do where PostgreSQL refuses."""
+
+_INSUFFICIENT_PRIVILEGE = "42501"
 
 _LOCK = 0x7472_6970
 """By which gateways that start together on PostgreSQL wait for each other."""
@@ -38,7 +53,8 @@ async def prepare(connection: AsyncConnection, tables: MetaData) -> None:
     """Makes the tables where there are none, and upgrades those of an earlier version, in one transaction.
 
     Raises:
-        StartError: They are of a version that this gateway does not know, or cannot make its own of.
+        StartError: They are of a version that this gateway does not know, or cannot make its own of; or its role may not make,
+            change or use them.
     """
     if connection.dialect.name == "postgresql":
         await connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
@@ -48,12 +64,43 @@ async def prepare(connection: AsyncConnection, tables: MetaData) -> None:
 
 
 def _prepare(connection: Connection, tables: MetaData) -> None:
-    found = _find(connection)
+    with _permitted(connection, USE):
+        found = _find(connection)
     if found is None:
-        tables.create_all(connection)
+        with _permitted(connection, MAKE):
+            tables.create_all(connection)
     elif found != VERSION:
-        _upgrade(connection, found)
-    _write(connection)
+        with _permitted(connection, CHANGE):
+            _upgrade(connection, found)
+    with _permitted(connection, MAKE):
+        schema.create(connection, checkfirst=True)
+    with _permitted(connection, USE):
+        _write(connection)
+        _check_use(connection)
+
+
+@contextmanager
+def _permitted(connection: Connection, sentence: str) -> Iterator[None]:
+    """Raises StartError, with this sentence, where PostgreSQL does not let the gateway's role do what the block does."""
+    try:
+        yield
+    except ProgrammingError as error:
+        if getattr(error.orig, "sqlstate", None) != _INSUFFICIENT_PRIVILEGE:
+            raise
+        raise _not_permitted(connection, sentence) from error
+
+
+def _not_permitted(connection: Connection, sentence: str) -> StartError:
+    place = {"role": connection.engine.url.username, "schema": connection.dialect.default_schema_name}
+    return StartError(f"TRIPTYCH_JOBS_DATABASE: {sentence.format(**place)}")
+
+
+def _check_use(connection: Connection) -> None:
+    """Jobs that come are not to be what shows that their table may not be written."""
+    if connection.dialect.name == "postgresql":
+        may = [func.has_table_privilege(table, each) for table in (JOBS, schema.name) for each in _PRIVILEGES]
+        if not all(connection.execute(select(*may)).one()):
+            raise _not_permitted(connection, USE)
 
 
 def _find(connection: Connection) -> int | None:
@@ -82,6 +129,5 @@ def _upgrade(connection: Connection, found: int) -> None:
 
 
 def _write(connection: Connection) -> None:
-    schema.create(connection, checkfirst=True)
     if not connection.execute(update(schema).values(version=VERSION)).rowcount:
         connection.execute(insert(schema).values(name=JOBS, version=VERSION))

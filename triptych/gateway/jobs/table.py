@@ -342,7 +342,8 @@ async def open_table(database: str, *, lease_seconds: float) -> AsyncIterator[Jo
         lease_seconds: As for `JobTable`.
 
     Raises:
-        StartError: It is neither; its driver is not installed; its tables are of a version that this gateway cannot use.
+        StartError: It is neither; its driver is not installed; its tables are of a version that this gateway cannot use,
+            or its role may not make or use them.
         JobsNotReady: It cannot be reached.
     """
     url = read_database(database)

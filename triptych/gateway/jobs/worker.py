@@ -151,7 +151,8 @@ class Worker:
                 raise RequestCancelled("the job was cancelled")
             if record.failures > MOST_FAILURES:
                 raise CallerError(f"the job was begun {record.failures - 1} times in a row and came no further")
-            outcome = await self._make(await self._order(record, keep), keep)
+            with ExitStack() as held:
+                outcome = await self._make(await self._order(record, keep, held), keep)
             await keep.finish()
             await self._complete(lease, outcome)
         except RequestCancelled:
@@ -173,16 +174,22 @@ class Worker:
             log.exception("job_failed", job=record.id)
             await self._try_again(record, lease, TriptychError("something went wrong here, and has been logged"))
 
-    async def _order(self, record: JobRecord, keep: JobKeep) -> Order:
+    async def _order(self, record: JobRecord, keep: JobKeep, held: ExitStack) -> Order:
+        """What was asked for; the gateway counts its bytes, and those of its pictures, until what is held is let go."""
         try:
-            body = GenerateBody.model_validate_json(await self._blobs.get(record.request))
+            content = await self._blobs.get(record.request)
         except FileNotFoundError:
             raise CallerError("what was asked for is not in the store any more") from None
-        arrived = time.monotonic()
+        arrived, bodies = time.monotonic(), self._gateway.bodies
+        body = GenerateBody.model_validate_json(content)
+        with bodies.take(len(content)):
+            pictures = await asyncio.to_thread(read_pictures, body, max_pixels=self._settings.max_image_pixels)
+        # All at once: a gateway that was to have less than another took is given it as long as nothing else is there.
+        held.enter_context(bodies.take(len(content) + pictures.num_bytes))
         return Order(
             id=record.id,
             body=body,
-            pictures=await asyncio.to_thread(read_pictures, body, max_pixels=self._settings.max_image_pixels),
+            pictures=pictures,
             arrived=arrived,
             deadline=arrived + self._settings.request_timeout_seconds,
             priority=record.priority,
@@ -211,7 +218,7 @@ class Worker:
     async def _complete(self, lease: Lease, outcome: Outcome) -> None:
         assert isinstance(outcome.generated.images, tuple), "the gateway asks for encoded files"
         document = to_document(outcome).model_dump(mode="json", exclude={"images", "id"})
-        media_type = f"image/{outcome.job.parameters.output_format}"
+        media_type = f"image/{outcome.output_format}"
         files = [await self._blobs.put(lease.id, file) for file in outcome.generated.images]
         document["images"] = [
             {"key": key, "seed": seed, "media_type": media_type} for key, seed in zip(files, outcome.generated.seeds, strict=True)
