@@ -202,6 +202,10 @@ class NetworkLoader:
         budget = self._options.memory_bytes
         return Room(self._stage, plan_memory(self._stage, picture_bytes, call_bytes=self._call_bytes, budget=budget))
 
+    def count_call(self, call_bytes: int) -> None:
+        """Takes note of what a call takes; those of networks that are loaded here are counted already."""
+        self._call_bytes = max(self._call_bytes, call_bytes)
+
     def load(
         self, network: Network, rows: Mapping[str, RowSpec], *, part: UNetPart | VAEPart | None = None, one_row: bool = False
     ) -> CompiledNetwork:
@@ -273,7 +277,7 @@ class NetworkLoader:
             )
             exactness = exactness_of(compiled)
             compiled.warm_up()
-        self._call_bytes = max(self._call_bytes, compiled.call_bytes)
+        self.count_call(compiled.call_bytes)
         compiled.use(exactness, exactly=self._options.exact)
         self.all_from_cache &= compiled.from_cache
         return compiled, exactness
