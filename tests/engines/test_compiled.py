@@ -3,9 +3,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from tests.engines.test_memory import wait_until_seen
 from triptych.engines import CompiledNetwork, Exactness, RowSpec, compiled
 from triptych.engines.compiled import cheapest_calls
-from triptych.engines.memory import PassingMemory
+from triptych.engines.memory import PassingMemory, resident_bytes
 from triptych.errors import EngineError
 
 ROWS = {"x": RowSpec(shape=(2,)), "n": RowSpec(shape=(), dtype="int32")}
@@ -164,6 +165,38 @@ def test_the_warm_up_measures_the_memory_of_a_call_of_the_largest(monkeypatch, t
     assert network.call_bytes == 0
     network.warm_up()
     assert (network.call_bytes, measured) == (123, [4])
+
+
+def test_a_larger_call_takes_more_memory(monkeypatch):
+    """What a call has only meanwhile, and what it returns; not what stays."""
+    mebibyte = 2**20  # arrays of 32 and more are given back as soon as they are freed
+    watching: list[PassingMemory] = []
+    kept: list[np.ndarray] = []
+
+    class Watch(PassingMemory):
+        def __enter__(self):
+            watching.append(self)
+            return super().__enter__()
+
+    def run(inputs):
+        rows = len(inputs["x"])
+        scratch = np.ones(rows * 48 * mebibyte, np.uint8)
+        outputs = np.ones((rows, 10 * mebibyte), np.float32)
+        if watching:
+            kept.append(np.ones(64 * mebibyte, np.uint8))
+            wait_until_seen(watching[-1], resident_bytes() - 2 * mebibyte)
+        assert scratch[-1] == 1
+        return {"y": outputs}
+
+    monkeypatch.setattr(compiled, "PassingMemory", Watch)
+    measured = []
+    for batch_sizes in ((1,), (1, 2)):
+        watching.clear()
+        network = CompiledNetwork(run, ROWS, batch_sizes, from_cache=False)
+        network.warm_up()
+        measured.append(network.call_bytes / mebibyte)
+    assert 72 < measured[0] < 104  # 88
+    assert 152 < measured[1] < 200  # 176
 
 
 def test_a_network_that_returns_no_numbers_fails_its_warm_up():

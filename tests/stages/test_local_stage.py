@@ -4,15 +4,20 @@ import logging
 import shutil
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
 
 from tests.engines.test_cache import filled_by_another_process
 from triptych.engines import CompiledNetwork
+from triptych.engines.openvino import OpenVINOEngine
 from triptych.errors import CheckpointError, EngineError, StartError
+from triptych.stages import local_stage
 from triptych.stages.decoder import DecoderStage
 from triptych.stages.diffusion import DiffusionStage
+from triptych.stages.image_encoder import ImageEncoderStage
 from triptych.stages.text_encoder import TextEncoderStage
 
 Kind = type[TextEncoderStage] | type[DiffusionStage] | type[DecoderStage]
@@ -122,6 +127,47 @@ def test_a_start_leaves_no_more_in_the_cache_than_it_may(options, cache_folder):
     stage.close()
     assert not unused.exists()
     assert [folder.name.partition("-")[0] for folder in cache_folder.iterdir()] == ["text_encoder"]
+
+
+def test_stages_that_start_side_by_side_take_turns_network_by_network(options, monkeypatch):
+    """So that nobody else's memory is taken for a call's. The first one does not go on before the second one has come."""
+    at_work: list[int] = []
+    together: list[list[int]] = []
+    second_came = threading.Event()
+    turn = threading.Lock()
+
+    class Turn:
+        def __enter__(self) -> None:
+            if not turn.acquire(blocking=False):
+                second_came.set()
+                turn.acquire()
+
+        def __exit__(self, *exception: object) -> None:
+            turn.release()
+
+    def compile_visibly(self, *arguments, **options):
+        at_work.append(threading.get_ident())
+        together.append(at_work.copy())
+        if len(at_work) > 1:
+            second_came.set()
+        return compile_(self, *arguments, **options)
+
+    def warm_up_late(self):
+        assert second_came.wait(60)
+        warm_up(self)
+        at_work.remove(threading.get_ident())
+
+    compile_, warm_up = OpenVINOEngine.compile, CompiledNetwork.warm_up
+    monkeypatch.setattr(OpenVINOEngine, "compile", compile_visibly)
+    monkeypatch.setattr(CompiledNetwork, "warm_up", warm_up_late)
+    monkeypatch.setattr(local_stage, "_one_at_a_time", Turn())
+    stages = DecoderStage(options), ImageEncoderStage(options)
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(lambda stage: stage.start(), stages))
+    assert [len(threads) for threads in together] == [1] * 4
+    assert len({threads[0] for threads in together}) == 2
+    for stage in stages:
+        stage.close()
 
 
 def test_a_failed_warm_up_fails_the_start(options, monkeypatch):

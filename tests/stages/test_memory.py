@@ -15,9 +15,13 @@ from pydantic import ValidationError
 
 from tests.stages.test_decoder import some_latents
 from tests.stages.test_diffusion import some_request
+from tests.stages.test_preview_decoder import write_tiny_vae
 from tests.tiny_models import SIZES
 from triptych.checkpoints.registry import find_model
+from triptych.checkpoints.tiny_vae_folder import TinyVAEFolder
 from triptych.contract import MOST_PICTURES, Decoded, DecodeRequest, EncodeImagesRequest, ImageFormat, Memory
+from triptych.engines import CompiledNetwork, RowSpec
+from triptych.engines.memory import PassingMemory
 from triptych.errors import QueueFull, StartError, TooLarge
 from triptych.gateway.body import GenerateBody
 from triptych.stages import memory
@@ -25,6 +29,7 @@ from triptych.stages.decoder import DecoderStage
 from triptych.stages.diffusion import DiffusionStage, plan_of, rows_of
 from triptych.stages.evaluation import Row
 from triptych.stages.image_encoder import ImageEncoderStage
+from triptych.stages.local_stage import NetworkLoader
 from triptych.stages.memory import Room, plan_memory
 
 SMALL, LARGE = (32, 32), (64, 32)
@@ -214,6 +219,46 @@ async def test_an_image_encoder_counts_too(options, monkeypatch) -> None:
         assert room.held_bytes == 0
         with pytest.raises(TooLarge, match="2 pictures of 32x32 would take"):
             await stage.encode_images(EncodeImagesRequest(images=pixels))
+    finally:
+        stage.close()
+
+
+@pytest.mark.parametrize(("kind", "shape"), [(DecoderStage, (16, 20, 4)), (ImageEncoderStage, (128, 160, 3))])
+def test_a_picture_in_tiles_takes_no_more_than_was_counted_for_a_call(kind, shape, options, monkeypatch) -> None:
+    monkeypatch.setattr(PassingMemory, "__exit__", lambda self, *exception: self._done.set())  # what networks take counts as none
+    stage = kind(replace(options, sizes=((160, 128),), tile_side=96))
+    stage.start()
+    try:
+        assert stage.memory is not None
+        (tiled,) = (finite._network for finite in stage._finite_networks)
+        assert stage.memory.call_bytes == tiled.call_bytes
+        whole = np.random.default_rng(1).standard_normal((1, *shape)).astype(np.float32)
+        tracemalloc.start()
+        try:
+            tiled({kind.input: whole})
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert tiled.call_bytes / 2 < peak < tiled.call_bytes
+    finally:
+        stage.close()
+
+
+def test_the_call_of_a_preview_decoder_is_counted(options, tmp_path) -> None:
+    """And with it all that came before the room was counted, its weights too."""
+
+    class Loader(NetworkLoader):
+        def load_tiny_decoder(self, files: TinyVAEFolder, latents: RowSpec) -> CompiledNetwork:
+            compiled = super().load_tiny_decoder(files, latents)
+            self.count_call(2**40)
+            return compiled
+
+    options = replace(options, preview_decoder=write_tiny_vae(tmp_path))
+    stage = DecoderStage(options)
+    stage.start(Loader(options, stage.name))
+    try:
+        assert stage.memory is not None
+        assert stage.memory.call_bytes == 2**40
     finally:
         stage.close()
 

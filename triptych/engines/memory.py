@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -21,12 +22,12 @@ def resident_bytes() -> int:
 
 
 def bytes_left(root: Path = _ROOT) -> int:
-    """What the machine can still give; less where a cgroup of this process may have no more than it has now and so much.
+    """What the machine can still give; less where a cgroup of this process has less left.
 
     Args:
         root: Of the file system; a test brings its own.
     """
-    left = [_available_bytes(root), *(limit - resident_bytes() for limit in _cgroup_limits(root))]
+    left = [_available_bytes(root), *(room for files, group in _cgroups(root) for room in files.left(group))]
     return max(0, min(left))
 
 
@@ -72,21 +73,40 @@ def _available_bytes(root: Path) -> int:
     return int(fields["MemAvailable"].split()[0]) * 1024
 
 
-def _cgroup_limits(root: Path) -> Iterator[int]:
-    """Of the cgroups of this process and those around them: version 2, then version 1."""
+@dataclass(frozen=True)
+class _GroupFiles:
+    """What a version of cgroups calls a group's limit, what all of its processes have, and of that the pages of files that it
+    drops before it runs short, in `memory.stat`."""
+
+    limit: str
+    in_use: str
+    droppable: str
+
+    def left(self, group: Path) -> Iterator[int]:
+        """What the group may still have, by its own count; nothing where it has no limit."""
+        for limit in filter(str.isdecimal, _lines(group / self.limit)):
+            statistics = dict(line.split() for line in _lines(group / "memory.stat"))
+            in_use = sum(map(int, _lines(group / self.in_use)))
+            yield int(limit) - in_use + int(statistics.get(self.droppable, 0))
+
+
+_FIRST = _GroupFiles("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+_SECOND = _GroupFiles("memory.max", "memory.current", "inactive_file")
+
+
+def _cgroups(root: Path) -> Iterator[tuple[_GroupFiles, Path]]:
+    """Those of this process and those around them, each with how its version is read."""
     for line in _lines(root / "proc/self/cgroup"):
         _, controllers, path = line.split(":", 2)
         if controllers == "":
-            folder, name = root / "sys/fs/cgroup", "memory.max"
+            folder, files = root / "sys/fs/cgroup", _SECOND
         elif "memory" in controllers.split(","):
-            folder, name = root / "sys/fs/cgroup/memory", "memory.limit_in_bytes"
+            folder, files = root / "sys/fs/cgroup/memory", _FIRST
         else:
             continue
         inner = Path(path.lstrip("/"))
         for group in (inner, *inner.parents):  # in a container the path may be the host's; its own group is the folder itself
-            for limit in _lines(folder / group / name):
-                if limit.isdecimal():
-                    yield int(limit)
+            yield files, folder / group
 
 
 def _lines(path: Path) -> list[str]:

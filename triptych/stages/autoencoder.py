@@ -91,6 +91,7 @@ class AutoencoderStage(LocalStage[HalfIdentity]):
         if max(width, height) > largest and num_upper_levels(config):
             tiled = self.tiled(networks, width, height, largest=largest)
             self._tile_sizes[width, height] = tiled.tile_size
+            networks.count_call(tiled.call_bytes)
             return self._batched(tiled, capacity=1, precision=precision)  # float32 would take twice the memory that tiles spare
         rows = {self.input: self.row(width, height, config)}
         network = networks.load(self.network, rows)

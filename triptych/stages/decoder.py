@@ -53,16 +53,15 @@ class DecoderStage(AutoencoderStage[DecoderIdentity]):
         return 2 * latents + width * height * pixel
 
     def load(self, networks: NetworkLoader) -> DecoderIdentity:
-        identity = super().load(networks)
         folder = self.options.preview_decoder or networks.files.tiny_vae
-        self._previews = {} if folder is None else self._load_previews(networks, TinyVAEFolder(folder), identity)
-        return replace(identity, has_preview_decoder=bool(self._previews))
+        # First: its weights are in use, and its call is known, when the room for pictures is counted.
+        self._previews = {} if folder is None else self._load_previews(networks, TinyVAEFolder(folder))
+        return replace(super().load(networks), has_preview_decoder=bool(self._previews))
 
-    def _load_previews(
-        self, networks: NetworkLoader, files: TinyVAEFolder, identity: DecoderIdentity
-    ) -> dict[tuple[int, ...], CallBatcher]:
+    def _load_previews(self, networks: NetworkLoader, files: TinyVAEFolder) -> dict[tuple[int, ...], CallBatcher]:
         """By the sizes of latents: the network that previews go through."""
-        rows = [self.row(width, height, networks.files.vae) for width, height in identity.sizes]
+        vae = networks.files.vae
+        rows = [self.row(width, height, vae) for width, height in networks.sizes(vae.downsampling)]
         tiny = {row.shape[:2]: networks.load_tiny_decoder(files, row) for row in rows}
         precision = networks.numerics.precision
         return {size: self._batched(net, capacity=net.capacity, precision=precision) for size, net in tiny.items()}

@@ -8,7 +8,6 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import ClassVar, Generic, TypeVar
@@ -31,14 +30,15 @@ from triptych.engines.exactness import exactness_of
 from triptych.engines.hardware import instruction_set
 from triptych.engines.quantized import find_quantized
 from triptych.errors import CheckpointError, EngineError, StageNotReady, StartError
-from triptych.stages.batch_sizes import default_batch_sizes, is_large
+from triptych.stages.batch_sizes import default_batch_sizes
 from triptych.stages.memory import Room, plan_memory
 from triptych.stages.options import StageOptions
 
 _log = logging.getLogger(__name__)
 
-# Stages of one process start side by side; building and compiling a large network takes several times its memory.
-_one_large_at_a_time = threading.Lock()
+# Stages of one process start side by side, but take turns network by network: what a call takes, in bytes and in
+# seconds, is measured of the whole process, and building and compiling a large network takes several times its memory.
+_one_at_a_time = threading.Lock()
 
 QUANTIZABLE: Mapping[Network, StageName] = {Network.UNET: StageName.DIFFUSION, Network.VAE_DECODER: StageName.DECODER}
 """The networks that can be had in int8, and whose they are: those that take the time. The others compute in float."""
@@ -202,6 +202,10 @@ class NetworkLoader:
         budget = self._options.memory_bytes
         return Room(self._stage, plan_memory(self._stage, picture_bytes, call_bytes=self._call_bytes, budget=budget))
 
+    def count_call(self, call_bytes: int) -> None:
+        """Takes note of what a call takes; those of networks that are loaded here are counted already."""
+        self._call_bytes = max(self._call_bytes, call_bytes)
+
     def load(
         self, network: Network, rows: Mapping[str, RowSpec], *, part: UNetPart | VAEPart | None = None, one_row: bool = False
     ) -> CompiledNetwork:
@@ -263,7 +267,7 @@ class NetworkLoader:
         precision: Precision,
         batch_sizes: tuple[int, ...],
     ) -> tuple[CompiledNetwork, Exactness]:
-        with _one_large_at_a_time if is_large(self.files.config(network)) else nullcontext():
+        with _one_at_a_time:
             compiled = self.engine.compile(
                 source,
                 rows,
@@ -273,7 +277,7 @@ class NetworkLoader:
             )
             exactness = exactness_of(compiled)
             compiled.warm_up()
-        self._call_bytes = max(self._call_bytes, compiled.call_bytes)
+        self.count_call(compiled.call_bytes)
         compiled.use(exactness, exactly=self._options.exact)
         self.all_from_cache &= compiled.from_cache
         return compiled, exactness

@@ -158,6 +158,7 @@ class Ends:
     input_channels: int
     output: str
     output_scale: int
+    output_channels: int
 
 
 class UpperLevels:
@@ -166,11 +167,16 @@ class UpperLevels:
     Args:
         tile, thumbnail: Compiled for a tile and for the thumbnail.
         epsilon: Of the group norms.
+
+    Attributes:
+        call_bytes: Memory that a call takes at the most, as long as it runs: its arrays, of wholes and of all tiles, but for the
+            one that it is given; and a call of a network.
     """
 
     def __init__(self, tile: CompiledNetwork, thumbnail: CompiledNetwork, mosaic: Mosaic, ends: Ends, *, epsilon: float) -> None:
         self._tile, self._thumbnail = tile, thumbnail
         self._mosaic, self._ends, self._epsilon = mosaic, ends, epsilon
+        self.call_bytes = _array_bytes(tile, thumbnail, mosaic, ends) + max(tile.call_bytes, thumbnail.call_bytes)
 
     def __call__(self, whole: Float32) -> Float32:
         """What the upper levels make of all of one picture, (H, W, C) to (H', W', C')."""
@@ -199,6 +205,22 @@ class UpperLevels:
         for tile, output in zip(self._mosaic.tiles, outputs[self._ends.output], strict=True):
             whole[tile.place_of_answers(scale)] = tile.answers(output, scale)
         return whole, found
+
+
+def _array_bytes(tile: CompiledNetwork, thumbnail: CompiledNetwork, mosaic: Mosaic, ends: Ends) -> int:
+    """See `UpperLevels.call_bytes`; follows `UpperLevels.__call__`."""
+    tiles, largest = len(mosaic.tiles), tile.batch_sizes[-1]
+    told = 4 * math.prod(tile.rows["told"].shape)
+    tile_in = sum(4 * math.prod(row.shape) for row in tile.rows.values())
+    tile_out, whole = (
+        4 * math.prod(size) * ends.output_scale**2 * ends.output_channels for size in (mosaic.tile_size, mosaic.size)
+    )
+    padded = 2 * largest if largest > 1 else 0  # the last call's tiles, and those that are missing there
+    inputs = (tiles + padded) * tile_in + 4 * math.prod(thumbnail.rows[ends.input].shape)
+    found = tiles * (tile_out + told)
+    # The whole of the pass before, beside: what calls gave and that joined; that and the whole of this pass; their difference.
+    outputs = whole + max(2 * found + (largest - 1) * (tile_out + told), found + whole, 3 * whole)
+    return inputs + outputs + 16 * told  # the last are moments in float64, a few at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -238,17 +260,31 @@ class _Moments:
 
 
 class TiledDecoder:
-    """See `build_vae_decoder`: what a compiled decoder is for small pictures."""
+    """See `build_vae_decoder`: what a compiled decoder is for small pictures.
+
+    Attributes:
+        tile_size: (width, height) of a tile in pixels.
+        call_bytes: Memory that one picture takes as long as it is decoded, at the most.
+    """
 
     def __init__(self, networks: NetworkLoader, width: int, height: int, *, largest: int) -> None:
         config = networks.files.vae
         tiling = tiling_of_decoder(config)
         mosaic = Mosaic.of(width, height, tiling, largest=largest)
-        ends = Ends(input="features", input_scale=1, input_channels=tiling.channels, output="images", output_scale=tiling.scale)
+        ends = Ends(
+            input="features",
+            input_scale=1,
+            input_channels=tiling.channels,
+            output="images",
+            output_scale=tiling.scale,
+            output_channels=config.out_channels,
+        )
         latents = height // config.downsampling, width // config.downsampling, config.latent_channels
         self.tile_size = mosaic.tile_pixels
         self._trunk = networks.load(Network.VAE_DECODER, {"latents": RowSpec(shape=latents)}, part=VAEPart.TRUNK, one_row=True)
         self._upper = _load_upper(networks, Network.VAE_DECODER, mosaic, ends)
+        features = 4 * math.prod(mosaic.size) * tiling.channels  # that the trunk hands on
+        self.call_bytes = features + max(self._upper.call_bytes, self._trunk.call_bytes)
 
     def __call__(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
         return {"images": np.stack([self._decode(row) for row in inputs["latents"]])}
@@ -258,19 +294,26 @@ class TiledDecoder:
 
 
 class TiledEncoder:
-    """See `build_vae_encoder`: what a compiled encoder is for small pictures."""
+    """See `build_vae_encoder`: what a compiled encoder is for small pictures. Attributes as of `TiledDecoder`."""
 
     def __init__(self, networks: NetworkLoader, width: int, height: int, *, largest: int) -> None:
         config = networks.files.vae
         tiling = tiling_of_encoder(config)
         mosaic = Mosaic.of(width, height, tiling, largest=largest)
         ends = Ends(
-            input="images", input_scale=tiling.scale, input_channels=config.in_channels, output="features", output_scale=1
+            input="images",
+            input_scale=tiling.scale,
+            input_channels=config.in_channels,
+            output="features",
+            output_scale=1,
+            output_channels=tiling.channels,
         )
         features = {"features": RowSpec(shape=(*mosaic.size, tiling.channels))}
         self.tile_size = mosaic.tile_pixels
         self._upper = _load_upper(networks, Network.VAE_ENCODER, mosaic, ends)
         self._trunk = networks.load(Network.VAE_ENCODER, features, part=VAEPart.TRUNK, one_row=True)
+        handed_on = 4 * math.prod(mosaic.size) * tiling.channels
+        self.call_bytes = max(self._upper.call_bytes, handed_on + self._trunk.call_bytes)
 
     def __call__(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
         outputs = [self._encode(row) for row in inputs["images"]]
