@@ -75,6 +75,22 @@ def test_of_two_processes_that_fill_the_same_folder_the_first_one_wins(cache_fol
     assert list(cache_folder.iterdir()) == [folder]
 
 
+def test_a_folder_that_another_process_finishes_meanwhile_is_taken(cache_folder, monkeypatch):
+    """Finished after it was looked for, and before it is asked whether it is there at all."""
+    exists = Path.exists
+
+    def finished_by_another(folder: Path) -> bool:
+        if folder.name.startswith("toy-"):
+            monkeypatch.undo()
+            find_or_fill(cache_folder, "toy", {"a": 1}, fill)
+        return exists(folder)
+
+    monkeypatch.setattr(Path, "exists", finished_by_another)
+    folder, found = find_or_fill(cache_folder, "toy", {"a": 1}, refuse)
+    assert found
+    assert (folder / "deep" / "network").read_bytes() == b"weights"
+
+
 def test_a_cache_folder_that_cannot_be_written_is_refused(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(EngineError, match=r"cannot be kept in .*file.*; choose another cache folder"):

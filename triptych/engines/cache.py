@@ -49,6 +49,8 @@ def find_or_fill(cache_folder: Path, name: str, key: Mapping[str, Any], fill: Ca
     if _use(folder):
         return folder, True
     if folder.exists():
+        if _use(folder):  # another process finished it between the two looks
+            return folder, True
         _log.warning("the compiled network in %s is damaged and is made anew", folder)
         shutil.rmtree(folder)
     try:

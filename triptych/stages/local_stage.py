@@ -137,7 +137,8 @@ class NetworkLoader:
         self._digests: dict[Network, str] = {}
         self._exactness: list[Exactness] = []
         self._call_bytes = 0
-        self.engine = get_engine(options.engine, threads=options.threads)
+        with _one_at_a_time:  # nor is an engine touched for the first time by two threads at once
+            self.engine = get_engine(options.engine, threads=options.threads)
         self._precision = self.engine.choose_precision(options.precision)
         # What is not quantized of a network, or a network that is not, computes in.
         self._float = self.engine.choose_precision(AUTO) if self._precision is Precision.INT8 else self._precision
