@@ -64,6 +64,7 @@ def main() -> None:
     parser.add_argument("--sampler", help="the model's own unless told")
     parser.add_argument("--steps", type=int, help="the model's own unless told")
     parser.add_argument("--guidance", type=float, help="the model's own unless told")
+    parser.add_argument("--cache-interval", type=int, default=1, help="see benchmarks.reuse")
     parser.add_argument("--seed", type=int, default=4)
     parser.add_argument("--sheet", type=Path, help="where to write a contact sheet of the first of them")
     parser.add_argument("--drawn-sheet", type=Path, help="where to write the same scenes as the world draws them")
@@ -118,8 +119,9 @@ async def measure(
         "sampler": arguments.sampler or facts.sampler,
         "num_steps": arguments.steps or facts.num_steps,
         "guidance_scale": arguments.guidance or facts.guidance_scale,
+        "cache_interval": arguments.cache_interval,
     }
-    async with local_pipeline(arguments.model) as pipeline:
+    async with local_pipeline(arguments.model, feature_reuse=arguments.cache_interval > 1) as pipeline:
         started = time.perf_counter()
         images = await paint(pipeline, requests_of(prompts, facts.sizes[0], settings))
         seconds = time.perf_counter() - started
