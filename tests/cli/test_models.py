@@ -98,7 +98,7 @@ class TestShow:
     def test_an_unknown_one_is_one_sentence(self, run: Run) -> None:
         ended = run("models", "show", "vignete")
         assert ended.code == 1
-        assert ended.err.endswith("did you mean vignette?\n")
+        assert ended.err.endswith("did you mean vignette or vignette-inpainting?\n")
 
 
 class TestAdd:

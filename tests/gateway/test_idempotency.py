@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import AsyncGenerator
+from contextlib import ExitStack
 from typing import Any
 
 import httpx2
@@ -12,11 +14,15 @@ from asgi_lifespan import LifespanManager
 
 from tests.fakes import FakeDiffusion
 from tests.gateway.running import Connection, Stages, client_of, events_of, until
+from triptych.contract import StageName
 from triptych.errors import StageFailed
 from triptych.gateway import shared_runs
 from triptych.gateway.app import create_app
 from triptych.gateway.registry import Model, Registry
 from triptych.gateway.settings import GatewaySettings
+from triptych.gateway.shared_runs import Run, SharedRuns
+from triptych.gateway.work import Event
+from triptych.pipeline import StageProgress
 
 BODY: dict[str, Any] = {"prompt": "a red circle", "num_steps": 4}
 
@@ -115,6 +121,32 @@ async def test_where_all_leave_the_work_ends(accept: str) -> None:
     await stages.diffusion.ended.wait()
     assert stages.diffusion.evaluations == 3
     assert stages.decoder.asked == []
+
+
+async def test_a_run_that_all_have_left_is_nobodys_any_more() -> None:
+    """It takes a while to end: who asks under its name meanwhile is not to end with it."""
+    at_work, may_end = asyncio.Event(), asyncio.Event()
+
+    async def slow_to_end() -> AsyncGenerator[Event, None]:
+        try:
+            at_work.set()
+            await asyncio.Event().wait()
+            yield StageProgress(stage=StageName.DIFFUSION)
+        finally:
+            await may_end.wait()
+
+    runs, name = SharedRuns(), ("", "mine")
+    left, after = (Run("digest", slow_to_end(), ExitStack(), detached=False) for _ in range(2))
+    runs.start(name, left)
+    with left.followed():
+        await at_work.wait()
+        assert runs.find(name, "digest") is left
+    assert runs.find(name, "digest") is None
+    runs.start(name, after)
+    may_end.set()
+    await asyncio.wait([left.task])
+    assert runs.find(name, "digest") is after
+    await runs.close()
 
 
 @pytest.mark.parametrize("key", ["", "mine"])

@@ -90,7 +90,7 @@ class SharedRuns:
         self._done: OrderedDict[Name, tuple[float, int]] = OrderedDict()
 
     def find(self, name: Name, digest: str) -> Run | None:
-        """The run of a name; None where there is none, or none any more.
+        """The run of a name; None where there is none, or none any more, as where all have left it and it is about to end.
 
         Raises:
             Conflict: Something else was asked for under this name.
@@ -99,7 +99,7 @@ class SharedRuns:
         run = self._named.get(name)
         if run is not None and run.digest != digest:
             raise Conflict("another request came with this Idempotency-Key", param="Idempotency-Key")
-        return run
+        return None if run is not None and run.task.cancelling() else run
 
     def start(self, name: Name | None, run: Run) -> Run:
         """Holds a run until it has ended, and where it has a name and was successful for a while longer."""
