@@ -140,12 +140,12 @@ async def test_a_run_that_all_have_left_is_nobodys_any_more() -> None:
     runs.start(name, left)
     with left.followed():
         await at_work.wait()
-        assert runs.find(name, "digest") is left
-    assert runs.find(name, "digest") is None
+        while_at_work = runs.find(name, "digest")
+    about_to_end = runs.find(name, "digest")
     runs.start(name, after)
     may_end.set()
     await asyncio.wait([left.task])
-    assert runs.find(name, "digest") is after
+    assert (while_at_work, about_to_end, runs.find(name, "digest")) == (left, None, after)
     await runs.close()
 
 
