@@ -22,6 +22,7 @@ from triptych.models.vae import build_vae_decoder, build_vae_encoder
 NOISE = 0.05  # deviation on white latents
 SQUARE_WEIGHT = 4.0  # less than the whole autoencoder's: squares blur an edge that may be here or there
 ENERGY_WEIGHT = 4.0
+WINDOW = 8  # pixels within which an edge may run elsewhere
 WEIGHTS = "decoder.weights.h5"
 
 
@@ -58,7 +59,7 @@ def edge_energy(x: Any, y: Any) -> Any:
 
 
 def _energy(differences: Any) -> Any:
-    return ops.sqrt(ops.average_pool(ops.square(differences), 8, 4) + 1e-4)
+    return ops.sqrt(ops.average_pool(ops.square(differences), WINDOW, WINDOW // 2) + 1e-4)
 
 
 def train_decoder(*, steps: int = 20_000, rows: int = 4, rate: float = 3e-4, minutes: float | None = None) -> None:

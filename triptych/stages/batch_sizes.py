@@ -27,11 +27,11 @@ _OF_LARGE: Mapping[StageName, tuple[int, ...]] = {
 }
 
 
-def is_large(config: NetworkConfig) -> bool:
+def _is_large(config: NetworkConfig) -> bool:
     """Whether a network is of Stable Diffusion's size."""
     return config.width >= LARGE_WIDTH
 
 
 def default_batch_sizes(stage: StageName, config: NetworkConfig) -> tuple[int, ...]:
     """Numbers of rows to compile a stage's network for."""
-    return (_OF_LARGE if is_large(config) else _OF_SMALL)[stage]
+    return (_OF_LARGE if _is_large(config) else _OF_SMALL)[stage]
