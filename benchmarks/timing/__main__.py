@@ -150,11 +150,12 @@ def _random_model() -> Path:
 
 def most_units(plan: Plan) -> int:
     """How many units a run has at most."""
-    subjects, sizes = len(plan.scenarios) + len(plan.peers) + 1, len(plan.sizes)
+    pictures = plan.rounds * (len(plan.scenarios) + 1) + plan.rounds_of_others * len(plan.peers)
+    sizes = len(plan.sizes)
     flood = 1 if plan.load.flood_requests else 0
     of_part = {
         "wire": 2,
-        "sequential": len(plan.peers) + plan.rounds * subjects,
+        "sequential": len(plan.peers) + pictures,
         "service-times": (1 + 2 * sizes) * len(plan.batch_sizes) + 1,
         "open-loop": len(plan.scenarios) * (1 + plan.load.most + flood),
         "cold-start": len(plan.scenarios),

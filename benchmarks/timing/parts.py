@@ -15,7 +15,7 @@ from benchmarks.timing.asking import Asked, ask, ask_for_parts
 from benchmarks.timing.cold_start import measure_cold_starts
 from benchmarks.timing.load import Tried, kept_up, knee, next_rate, offer, poisson_arrivals
 from benchmarks.timing.peers import PeerUnavailable
-from benchmarks.timing.plan import AGAIN
+from benchmarks.timing.plan import AGAIN, Plan
 from benchmarks.timing.scenarios import Scenario
 from benchmarks.timing.service_times import measure_calls, peak_memory_bytes
 from benchmarks.timing.session import Session
@@ -37,9 +37,10 @@ def wire(session: Session) -> None:
 
 def sequential(session: Session) -> None:
     """One request after the other: scenarios interleaved in rounds, each round beginning with another one."""
-    peers = [name for name in session.plan.peers if _is_available(session, name)]
     for number in range(session.plan.rounds):
-        for subject in _in_turn(session, peers, number):
+        for subject in _in_turn(session.plan, number):
+            if subject in session.plan.peers and not _is_available(session, subject):
+                continue
             key, measure = f"sequential/{subject}/{number}", partial(_one_picture, session, subject, number)
             session.unit(key, "sequential", measure, prepare=partial(_start, session, subject))
 
@@ -57,10 +58,10 @@ def _introduce(session: Session, name: str) -> dict[str, Any]:
     return {"ready_seconds": peer.ready_seconds, **peer.facts}
 
 
-def _in_turn(session: Session, peers: list[str], number: int) -> list[str]:
+def _in_turn(plan: Plan, number: int) -> list[str]:
     """The subjects of a round; the first scenario comes twice, one time directly after the other."""
-    names = [scenario.name for scenario in session.plan.scenarios]
-    subjects = [*names, *peers]
+    names = [scenario.name for scenario in plan.scenarios]
+    subjects = [*names, *(plan.peers if number < plan.rounds_of_others else ())]
     start = number % len(subjects)
     rotated = subjects[start:] + subjects[:start]
     again = rotated.index(names[0]) + 1
@@ -123,7 +124,7 @@ def _seconds_of_calls(
     session: Session, split: Scenario, stage: StageName, size: tuple[int, int], pictures: int
 ) -> dict[str, Any]:
     remote = session.scenario(split).remote
-    seconds = measure_calls(remote, stage, size=size, pictures=pictures, rounds=session.plan.rounds)
+    seconds = measure_calls(remote, stage, size=size, pictures=pictures, rounds=session.plan.rounds_of_others)
     return {"stage": stage, "size": f"{size[0]}x{size[1]}", "pictures": pictures, "seconds": seconds}
 
 
@@ -143,7 +144,7 @@ def open_loop(session: Session) -> None:
         alone_seconds = statistics.fmean(alone["measured"]["seconds"].values())
         tried: list[Tried] = []
         for _ in range(session.plan.load.most):
-            rate = next_rate(tried, first=0.5 / alone_seconds)
+            rate = next_rate(tried, first=session.plan.load.first / alone_seconds)
             result = _load(session, scenario, rate, session.plan.load.requests, "rate")
             tried.append(Tried(rate=rate, kept_up=kept_up(result, alone_seconds=alone_seconds, slow=session.plan.load.slow)))
         if session.plan.load.flood_requests:
@@ -154,9 +155,10 @@ def open_loop(session: Session) -> None:
 def _alone(session: Session, scenario: Scenario) -> dict[str, Any]:
     """Medians of a request that meets no other, by kind."""
     running = session.scenario(scenario)
+    rounds = min(_ALONE_ROUNDS, session.plan.rounds_of_others)
     seconds = {}
     for kind, picture in zip(session.plan.load.kinds, session.plan.single_pictures(), strict=True):
-        waits = [asyncio.run(ask(running.url, picture))[0] for _ in range(_ALONE_ROUNDS)]
+        waits = [asyncio.run(ask(running.url, picture))[0] for _ in range(rounds)]
         seconds[kind.name] = statistics.median(waits)
     return {"seconds": seconds}
 

@@ -16,6 +16,10 @@ AGAIN = ", again"
 """Behind a scenario's name: the same processes measured once more in each round. What these two differ by is noise."""
 
 
+WARM_UP_STEPS = 2
+"""Of a picture that is made before anything counts."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Kind:
     """One kind of request of a mixture."""
@@ -37,6 +41,7 @@ class Load:
         kinds: Equally likely.
         requests: Of one load.
         most: Loads in search of a scenario's knee.
+        first: The first load's rate, as a share of what one request after the other allows.
         slow: At the knee p95 is so many times what a request takes that is alone.
         flood_requests: Of the last load, which comes at `flood_rate` times the knee; 0 leaves it out.
     """
@@ -44,6 +49,7 @@ class Load:
     kinds: tuple[Kind, ...]
     requests: int
     most: int
+    first: float = 0.5
     slow: float
     flood_requests: int
     flood_rate: float = 3.0
@@ -56,6 +62,7 @@ class Plan:
     Attributes:
         batch: Pictures of one request of the sequential part.
         rounds: Of the sequential part.
+        fewer_rounds: Of what is not compared round by round: peers, service times, requests without load. None is as many.
         peers: By their names in `peers/__init__.py`.
         parts: Of `PARTS`.
         threads: That a network may use, and all replicas together.
@@ -84,6 +91,7 @@ class Plan:
     batch_sizes: tuple[int, ...]
     compiled_starts: int
     extrapolate_to: int | None = None
+    fewer_rounds: int | None = None
     busy_share: float = 0.1
     repeat_busy: int = 0
     seed: int = 0
@@ -94,11 +102,21 @@ class Plan:
         wanted = [(self.width, self.height), *((kind.width, kind.height) for kind in self.load.kinds)]
         return tuple(dict.fromkeys(wanted))
 
+    @property
+    def rounds_of_others(self) -> int:
+        """Of what is not compared round by round."""
+        return min(self.rounds, self.fewer_rounds or self.rounds)
+
     def picture(self, number: int) -> Asked:
         """What the sequential part asks for in a round."""
         return Asked(
             num_images=self.batch, num_steps=self.num_steps, width=self.width, height=self.height, seed=self.seed + number
         )
+
+    def first_pictures(self) -> list[Asked]:
+        """One of each size and batch that will be asked for, of few steps: what is slow the first time is slow in the first."""
+        pictures = [self.picture(0), *(self.single_pictures() if "open-loop" in self.parts else ())]
+        return list(dict.fromkeys(replace(picture, num_steps=WARM_UP_STEPS, seed=self.seed) for picture in pictures))
 
     def single_pictures(self) -> list[Asked]:
         """One of each kind of the open loop."""
@@ -136,7 +154,7 @@ def quick(threads: int) -> Plan:
 
 def real_size(threads: int) -> Plan:
     """Stable Diffusion 1.5's size with random weights."""
-    kinds = (Kind(width=512, height=512, num_steps=2), Kind(width=512, height=512, num_steps=5))
+    kinds = tuple(Kind(width=size, height=size, num_steps=steps) for size in (256, 512) for steps in (2, 5))
     return Plan(
         profile="real-size",
         model=RANDOM_MODEL,
@@ -145,11 +163,12 @@ def real_size(threads: int) -> Plan:
         batch=1,
         num_steps=5,
         rounds=5,
+        fewer_rounds=2,
         scenarios=SCENARIOS,
         peers=(*DIFFUSERS, *KERAS_CV),
         threads=threads,
         keep_all=False,
-        load=Load(kinds=kinds, requests=12, most=3, slow=4.0, flood_requests=0),
+        load=Load(kinds=kinds, requests=12, most=3, first=0.8, slow=4.0, flood_requests=0),
         batch_sizes=(1, 2),
         compiled_starts=1,
         extrapolate_to=25,

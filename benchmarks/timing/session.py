@@ -14,7 +14,7 @@ from benchmarks.timing.asking import ask
 from benchmarks.timing.busy import Meter
 from benchmarks.timing.journal import Journal, Record
 from benchmarks.timing.peers import PEERS, PeerTask, PeerUnavailable, RunningPeer, running_peer
-from benchmarks.timing.plan import RANDOM_MODEL, Plan
+from benchmarks.timing.plan import RANDOM_MODEL, WARM_UP_STEPS, Plan
 from benchmarks.timing.processes import Served
 from benchmarks.timing.scenarios import Scenario
 from benchmarks.timing.subjects import Fleet, RunningScenario, running
@@ -107,8 +107,7 @@ class Session:
 
     async def _warm_up(self, subject: RunningScenario, replicas: int) -> None:
         """As often at once as there are replicas, so that each has made one."""
-        pictures = self.plan.single_pictures() if "open-loop" in self.plan.parts else []
-        for picture in (self.plan.picture(0), *pictures):
+        for picture in self.plan.first_pictures():
             await asyncio.gather(*(ask(subject.url, picture) for _ in range(replicas)))
 
     def _start_peer(self, name: str) -> AbstractContextManager[RunningPeer]:
@@ -124,6 +123,6 @@ class Session:
             width=plan.width,
             height=plan.height,
             num_images=plan.batch,
-            num_steps=plan.num_steps,
+            warm_up_steps=WARM_UP_STEPS,
         )
         return running_peer(name, task, on_line=self.display.log)

@@ -95,8 +95,8 @@ def sequential_table(document: Document) -> str:
     ]
     lines = [
         f"{options['batch']} pictures of {options['width']}x{options['height']} a request, {options['num_steps']} steps, "
-        f"{options['rounds']} rounds, in turn. The last column is the median of the differences within the rounds, and where it "
-        "lies with 95 % by resampling; where that includes 0, it is noise.",
+        f"{options['rounds']} rounds, in turn{_fewer(options)}. The last column is the median of the differences within the "
+        "rounds, and where it lies with 95 % by resampling; where that includes 0, it is noise.",
         markdown_table(header, rows),
     ]
     silent = sorted({stage for subject in section["subjects"].values() for stage in subject["silent_stages"]})
@@ -105,6 +105,11 @@ def sequential_table(document: Document) -> str:
     if any("extrapolated" in subject for subject in section["subjects"].values()):
         lines.append(_extrapolated(section["subjects"], options))
     return "\n\n".join(lines)
+
+
+def _fewer(options: Mapping[str, Any]) -> str:
+    fewer = options.get("fewer_rounds")
+    return f"; the peers in the first {fewer} of them" if fewer and fewer < options["rounds"] and options["peers"] else ""
 
 
 def _by_time(subjects: Mapping[str, Any]) -> list[tuple[str, Any]]:

@@ -78,7 +78,7 @@ class PeerTask:
     width: int
     height: int
     num_images: int
-    num_steps: int
+    warm_up_steps: int
 
 
 class RunningPeer:

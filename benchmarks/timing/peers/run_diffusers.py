@@ -134,7 +134,7 @@ def main() -> None:
         rest = seconds["whole"] - seconds["encode"] - seconds["decode"]
         return {"encode": seconds["encode"], "diffuse": rest, "decode": seconds["decode"]}
 
-    picture({**task, "seed": 0})
+    picture({**task, "num_steps": task["warm_up_steps"], "seed": 0})
     versions = {"torch": torch.__version__, "diffusers": diffusers.__version__, "transformers": transformers.__version__}
     lines.say({"precision": precision, "versions": versions})
     lines.answer(picture)

@@ -75,7 +75,7 @@ def main() -> None:
         rest = seconds["whole"] - seconds["encode"] - seconds["decode"]
         return {"encode": seconds["encode"], "diffuse": rest, "decode": seconds["decode"]}
 
-    picture({**task, "seed": 0})
+    picture({**task, "num_steps": task["warm_up_steps"], "seed": 0})
     precision = "mixed bfloat16" if task["setting"] == "bfloat16" else "float32"
     lines.say({"precision": precision, "versions": {"keras-cv": version("keras-cv"), "keras": keras.__version__}})
     lines.answer(picture)
