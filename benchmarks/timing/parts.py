@@ -143,8 +143,9 @@ def open_loop(session: Session) -> None:
         alone = session.unit(f"open-loop/{scenario.name}/alone", "open-loop", partial(_alone, session, scenario), prepare=start)
         alone_seconds = statistics.fmean(alone["measured"]["seconds"].values())
         tried: list[Tried] = []
+        first = session.plan.load.first * scenario.replicas / alone_seconds
         for _ in range(session.plan.load.most):
-            rate = next_rate(tried, first=session.plan.load.first / alone_seconds)
+            rate = next_rate(tried, first=first)
             result = _load(session, scenario, rate, session.plan.load.requests, "rate")
             tried.append(Tried(rate=rate, kept_up=kept_up(result, alone_seconds=alone_seconds, slow=session.plan.load.slow)))
         if session.plan.load.flood_requests:
@@ -213,4 +214,5 @@ PARTS = {
 def measure(session: Session) -> None:
     """All parts of the plan. Raises MeasurementError where what was measured is not what was asked for."""
     for name in session.plan.parts:
+        session.begin(name)
         PARTS[name](session)

@@ -41,7 +41,7 @@ class Load:
         kinds: Equally likely.
         requests: Of one load.
         most: Loads in search of a scenario's knee.
-        first: The first load's rate, as a share of what one request after the other allows.
+        first: The first load's rate, as a share of what one request after the other allows at every replica.
         slow: At the knee p95 is so many times what a request takes that is alone.
         flood_requests: Of the last load, which comes at `flood_rate` times the knee; 0 leaves it out.
     """
@@ -99,8 +99,16 @@ class Plan:
     @property
     def sizes(self) -> tuple[tuple[int, int], ...]:
         """Of all pictures that are asked for, the sequential part's first."""
-        wanted = [(self.width, self.height), *((kind.width, kind.height) for kind in self.load.kinds)]
-        return tuple(dict.fromkeys(wanted))
+        return tuple(dict.fromkeys(((self.width, self.height), *self._sizes_of_load)))
+
+    def sizes_of(self, part: str) -> tuple[tuple[int, int], ...]:
+        """Of the pictures that a part asks for; all where what one part has started is kept for the next."""
+        one_size = part in ("sequential", "cold-start") and not self.keep_all
+        return ((self.width, self.height),) if one_size else self.sizes
+
+    @property
+    def _sizes_of_load(self) -> list[tuple[int, int]]:
+        return [(kind.width, kind.height) for kind in self.load.kinds]
 
     @property
     def rounds_of_others(self) -> int:
@@ -113,10 +121,11 @@ class Plan:
             num_images=self.batch, num_steps=self.num_steps, width=self.width, height=self.height, seed=self.seed + number
         )
 
-    def first_pictures(self) -> list[Asked]:
-        """One of each size and batch that will be asked for, of few steps: what is slow the first time is slow in the first."""
+    def first_pictures(self, part: str) -> list[Asked]:
+        """One of each size and batch that a part asks for, of few steps: what is slow the first time is slow in the first."""
         pictures = [self.picture(0), *(self.single_pictures() if "open-loop" in self.parts else ())]
-        return list(dict.fromkeys(replace(picture, num_steps=WARM_UP_STEPS, seed=self.seed) for picture in pictures))
+        few = dict.fromkeys(replace(picture, num_steps=WARM_UP_STEPS, seed=self.seed) for picture in pictures)
+        return [picture for picture in few if (picture.width, picture.height) in self.sizes_of(part)]
 
     def single_pictures(self) -> list[Asked]:
         """One of each kind of the open loop."""

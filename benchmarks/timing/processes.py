@@ -45,6 +45,7 @@ class Served:
             "TRIPTYCH_LOG_FORMAT": "console",
             # Else only the first request of a prompt would be encoded.
             "TRIPTYCH_CACHED_CONTEXTS": "0",
+            "TRIPTYCH_CONTEXT_CACHE_BYTES": "0",
             # A topology of the user's would go before the addresses of a scenario.
             "TRIPTYCH_TOPOLOGY": "",
             "TRIPTYCH_REQUEST_TIMEOUT_SECONDS": str(REQUEST_SECONDS),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Protocol
@@ -48,6 +48,7 @@ class Session:
         self.journal = journal
         self.display = display
         self.served = served
+        self._part = plan.parts[0]
         self._model_folder = model_folder
         starts: dict[str, Callable[[], AbstractContextManager[Subject]]] = {
             scenario.name: partial(self._start_scenario, scenario) for scenario in plan.scenarios
@@ -66,6 +67,14 @@ class Session:
         subject = self._fleet.get(name)
         assert isinstance(subject, RunningPeer)
         return subject
+
+    def begin(self, part: str) -> None:
+        """A part begins: what runs stays for it, or is started anew with the sizes that it asks for."""
+        self._part = part
+        if not self.plan.keep_all:
+            self.close()
+        if self.served.sizes:
+            self.served = replace(self.served, sizes=self.plan.sizes_of(part))
 
     def close(self) -> None:
         self._fleet.close()
@@ -107,7 +116,7 @@ class Session:
 
     async def _warm_up(self, subject: RunningScenario, replicas: int) -> None:
         """As often at once as there are replicas, so that each has made one."""
-        for picture in self.plan.first_pictures():
+        for picture in self.plan.first_pictures(self._part):
             await asyncio.gather(*(ask(subject.url, picture) for _ in range(replicas)))
 
     def _start_peer(self, name: str) -> AbstractContextManager[RunningPeer]:

@@ -53,9 +53,14 @@ def test_no_more_rounds_of_anything_than_of_the_scenarios() -> None:
 
 def test_what_comes_before_has_every_size_once_and_few_steps() -> None:
     """Also of a batch: the sequential part asks for four pictures at once, the open loop for one."""
-    asked = [(picture.width, picture.num_images, picture.num_steps) for picture in quick(2).first_pictures()]
+    asked = [(picture.width, picture.num_images, picture.num_steps) for picture in quick(2).first_pictures("sequential")]
     assert asked == [(128, 4, WARM_UP_STEPS), (128, 1, WARM_UP_STEPS), (192, 1, WARM_UP_STEPS)]
-    asked = [(picture.width, picture.num_images, picture.num_steps) for picture in real_size(2).first_pictures()]
+    asked = [(picture.width, picture.num_images, picture.num_steps) for picture in real_size(2).first_pictures("open-loop")]
     assert asked == [(512, 1, WARM_UP_STEPS), (256, 1, WARM_UP_STEPS)]
-    alone = replace(real_size(2), parts=("sequential",)).first_pictures()
-    assert [(picture.width, picture.num_images) for picture in alone] == [(512, 1)]
+    assert [(picture.width, picture.num_images) for picture in real_size(2).first_pictures("sequential")] == [(512, 1)]
+
+
+def test_what_is_started_anew_is_ready_for_what_its_part_asks_for() -> None:
+    assert real_size(2).sizes_of("sequential") == ((512, 512),)
+    assert real_size(2).sizes_of("service-times") == real_size(2).sizes_of("open-loop") == ((512, 512), (256, 256))
+    assert quick(2).sizes_of("sequential") == quick(2).sizes_of("open-loop") == ((128, 128), (192, 128))
