@@ -57,6 +57,10 @@ class _StandIn:
     def close(self) -> None:
         """There is nothing to let go of."""
 
+    @property
+    def is_at_work(self) -> bool:
+        return False
+
 
 @dataclass(frozen=True)
 class StandInTextEncoder(_StandIn):

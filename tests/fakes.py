@@ -116,6 +116,7 @@ class FakeStage(Generic[Request]):
         self.delay_seconds = delay_seconds
         self.started = started
         self.closed = False
+        self.is_at_work = False
         self.asked: list[Request] = []
         self.deadlines: list[float | None] = []
         self.arrivals: asyncio.Queue[Request] = asyncio.Queue()

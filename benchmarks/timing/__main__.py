@@ -13,7 +13,8 @@ import subprocess
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, NoReturn
 
 import platformdirs
 
@@ -182,8 +183,13 @@ def run(plan: Plan, folder: Path, header: dict[str, Any]) -> None:
     write_report(folder, make_document(journal))
 
 
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    """SIGTERM ends a run the way Ctrl-C does, also where whoever started it has Ctrl-C ignored."""
+    raise KeyboardInterrupt
+
+
 def main() -> None:
-    signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
+    signal.signal(signal.SIGTERM, _interrupt)
     arguments = make_parser().parse_args()
     try:
         plan = make_plan(arguments)

@@ -1,6 +1,7 @@
 """A service with a fake stage, for tests that need a real process: `uvicorn tests.serving.example_service:create_app --factory`.
 
-`EXAMPLE_START` says what its start does: `fail`, `break` (a bug), `hang`, or go well where it is not set.
+`EXAMPLE_START` says what its start does: `fail`, `break` (a bug), `hang`, `stick`, or go well where it is not set. With `stick`
+it is in a call that does not end, from when it is closed.
 """
 
 from __future__ import annotations
@@ -31,6 +32,9 @@ class Example(FakeTextEncoder):
             raise ValueError("a secret")
         if how == "hang":
             threading.Event().wait()
+        if how == "stick":
+            threading.Thread(target=threading.Event().wait).start()
+            self.is_at_work = True
         super().start()
 
     async def work(self, request: EncodeRequest, deadline: float | None) -> None:

@@ -16,6 +16,7 @@ class Stage:
     def __init__(self, journal: list[str], name: str) -> None:
         self.journal = journal
         self.name = name
+        self.is_at_work = False
         self.may_start = threading.Event()
 
     def start(self) -> None:

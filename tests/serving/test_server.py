@@ -114,6 +114,15 @@ def test_sigterm_finishes_what_runs(run, arguments: list[str]) -> None:
     assert "Traceback" not in process.log
 
 
+def test_sigterm_ends_a_stage_that_was_left_in_the_middle_of_a_call(run) -> None:
+    process = run(OURS, EXAMPLE_START="stick")
+    process.url()
+    process.until(lambda: process.events("ready"))
+    process.popen.send_signal(signal.SIGTERM)
+    assert process.ends() == 0
+    assert process.events("ended_in_mid_call")
+
+
 def test_sigterm_does_not_wait_for_a_start(run) -> None:
     process = run(OURS, EXAMPLE_START="hang")
     url = process.url()

@@ -566,6 +566,57 @@ async def test_at_last_all_is_handed_back(batcher, network):
     assert isinstance(state, State)
 
 
+@pytest.fixture
+def hasty(network) -> Iterator[StepBatcher]:
+    """Waits for no evaluation when it is to hand back."""
+    batcher = StepBatcher({(SMALL, (3, 5)): network}, capacity=4, queue_size=6, patience=0.0)
+    yield batcher
+    network.let(1000)
+    batcher.close()
+
+
+async def test_an_evaluation_that_takes_too_long_is_left_behind(hasty, network):
+    denoising = some_denoising(1, 2, num_steps=50)
+    hasty.join(denoising)
+    await called(network)
+    network.let(1)
+    await called(network)
+    hasty.stop()
+    *_, state = await until_stopped(denoising)
+    assert isinstance(state, State)
+    assert state.state.position.tolist() == [1, 1], "the evaluation that was left behind is in no state"
+    await asyncio.to_thread(hasty.close)
+    assert hasty.is_at_work
+    network.let(1)
+    async with asyncio.timeout(10):
+        while hasty.is_at_work:  # noqa: ASYNC110 - another thread makes it true
+            await asyncio.sleep(0.001)
+    assert len(network.calls) == 2
+
+
+async def test_what_nobody_else_can_finish_is_not_left_behind_before_its_time(hasty, network):
+    stays, goes = some_denoising(1, num_steps=2, finish_here=True), some_denoising(2, num_steps=20)
+    hasty.join(stays)
+    hasty.join(goes)
+    await called(network)
+    hasty.stop()
+    assert await until_stopped(goes) == [], "it is told at once, in the middle of its first evaluation"
+    network.let(2)
+    assert (await latents_of(stays)).shape == (1, *SMALL)
+    await asyncio.to_thread(hasty.close)
+    assert not hasty.is_at_work
+
+
+async def test_at_last_even_that_is_left_behind(hasty, network):
+    stays = some_denoising(1, num_steps=20, finish_here=True)
+    hasty.join(stays)
+    await called(network)
+    hasty.stop(hand_back_all_at=time.monotonic() + 0.05)
+    assert await until_stopped(stays) == []
+    await asyncio.to_thread(hasty.close)
+    assert hasty.is_at_work
+
+
 async def test_closing_finishes_what_runs_and_takes_nothing_new(batcher, network):
     denoising = some_denoising(1)
     batcher.join(denoising)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import os
 import signal
 import threading
 import time
@@ -38,13 +40,18 @@ class Startable(Protocol):
         """
 
     def close(self) -> None:
-        """Finishes what runs and lets go of the network; blocks."""
+        """Finishes what runs and was not handed back, and lets go of the network; blocks."""
+
+    @property
+    def is_at_work(self) -> bool:
+        """Whether it is closed and yet in the middle of a call that cannot be interrupted, for nobody."""
 
 
 @asynccontextmanager
 async def run_stages(*stages: Startable) -> AsyncIterator[None]:
     """Starts stages side by side, each in a thread, and closes those that were started.
 
+    Where a stage was left in the middle of a call, the process ends with them, and with status 0.
     A start that fails logs its sentence and ends the process with `EXIT_START_FAILED`: whoever runs it notices, and may retry.
     """
     started: list[Startable] = []
@@ -59,6 +66,8 @@ async def run_stages(*stages: Startable) -> AsyncIterator[None]:
         starting.cancel()
         for stage in reversed(started):
             await asyncio.to_thread(stage.close)
+        if any(stage.is_at_work for stage in started):
+            _end_process()
 
 
 @asynccontextmanager
@@ -97,6 +106,13 @@ async def stopped_by_signals(*stages: Startable, seconds: float) -> AsyncIterato
     finally:
         for number in ours:
             signal.signal(number, handlers[number])
+
+
+def _end_process() -> None:
+    """At once: nothing else ends it in the middle of a call into a library, whose threads must not outlive what they work on."""
+    log.info("ended_in_mid_call")
+    logging.shutdown()
+    os._exit(0)
 
 
 def _has_failed(task: asyncio.Task[None]) -> bool:

@@ -124,6 +124,10 @@ class DiffusionStage(LocalStage[DiffusionIdentity]):
             self._batcher.stop(hand_back_all_at=all_at)
 
     @property
+    def is_at_work(self) -> bool:
+        return self._batcher is not None and self._batcher.is_at_work
+
+    @property
     def evaluations_outstanding(self) -> int:
         """Rows of the network that it has to evaluate yet."""
         return 0 if self._batcher is None else self._batcher.evaluations_left

@@ -101,6 +101,11 @@ class LocalStage(ABC, Generic[Identity]):
         """What pictures cost here; None before it has started, and where that is not counted."""
         return None if self._room is None else self._room.memory
 
+    @property
+    def is_at_work(self) -> bool:
+        """Whether it is closed and yet in the middle of a call that cannot be interrupted, for nobody."""
+        return False
+
     def hand_back(self, *, all_at: float) -> None:
         """Ends what runs and somebody else can take over, at `all_at` of `time.monotonic()` the rest too; does not block."""
 

@@ -29,6 +29,9 @@ from triptych.stages.pace import Pace
 MOST_ROUNDS_WAITED = 4
 """Who has waited for so many turns times the number of requests comes first, whoever else is there."""
 
+SECONDS_FOR_AN_EVALUATION = 7.0
+"""That one may still take when its rows are to be handed back; then they are handed back as they were before it."""
+
 _SECONDS_PER_ROW_BEFORE_THE_FIRST_EVALUATION = 0.1
 _SHORTEST_RETRY_SECONDS = 0.1
 
@@ -43,6 +46,7 @@ class StepBatcher:
         shallow: The same where features are reused: the shallow networks, beside whole ones that give features.
         capacity: Rows of the network in one call. A guided picture takes two of them.
         queue_size: Pictures that may be on their way at once; one more is refused.
+        patience: Seconds that an evaluation may still take when its rows are to be handed back.
     """
 
     def __init__(
@@ -52,6 +56,7 @@ class StepBatcher:
         shallow: Mapping[Shape, Network] = MappingProxyType({}),
         capacity: int,
         queue_size: int,
+        patience: float = SECONDS_FOR_AN_EVALUATION,
     ) -> None:
         self.capacity = capacity
         self.queue_size = queue_size
@@ -62,7 +67,10 @@ class StepBatcher:
         self._joining: list[Denoising] = []
         self._changed = threading.Condition()
         self._closing = False
+        self._evaluating = False
         self._hand_back_all_at: float | None = None
+        self._patience = patience
+        self._done = threading.Event()
         self._pace = Pace()
         self._thread = threading.Thread(target=self._work, name="step-batcher", daemon=True)
         self._thread.start()
@@ -87,7 +95,7 @@ class StepBatcher:
             self._changed.notify()
 
     def stop(self, *, hand_back_all_at: float = math.inf) -> None:
-        """Takes nothing new, and hands back what runs, after the evaluation that is at work; does not block.
+        """Takes nothing new, and hands back what runs, after the evaluation that is at work or when patience ends; does not block.
 
         Args:
             hand_back_all_at: Of `time.monotonic()`: until then those that ask to be finished here go on.
@@ -96,13 +104,24 @@ class StepBatcher:
             self._closing = True
             self._hand_back_all_at = hand_back_all_at
             self._changed.notify()
+        now = time.monotonic()
+        for wait in (0.0, hand_back_all_at - now):
+            if wait + self._patience < threading.TIMEOUT_MAX:
+                timer = threading.Timer(max(0.0, wait) + self._patience, self._leave_behind)
+                timer.daemon = True
+                timer.start()
 
     def close(self) -> None:
         """Finishes what runs and was not handed back, and takes nothing new; blocks."""
         with self._changed:
             self._closing = True
             self._changed.notify()
-        self._thread.join()
+        self._done.wait()
+
+    @property
+    def is_at_work(self) -> bool:
+        """Whether it is closed and yet in the middle of an evaluation, for nobody: a call of the network cannot be interrupted."""
+        return self._done.is_set() and self._evaluating
 
     def seconds_to_a_free_place(self) -> float:
         """When the first of those that are on their way should be done."""
@@ -155,24 +174,35 @@ class StepBatcher:
     # The thread
 
     def _work(self) -> None:
-        while self._take_in():
-            self.turn += 1
-            chosen = choose_rows(self._running, self.capacity, turn=self.turn)
-            owners = {id(place.denoising): place.denoising for place in chosen}.values()
-            try:
-                self._evaluate(chosen)
-            except Exception:  # noqa: BLE001  # whatever it is, those who wait are told and the others go on
-                _log.exception("the network failed on %d rows", len(chosen))
-                error = StageFailed("the diffusion network failed, and the log says why", stage=StageName.DIFFUSION)
+        try:
+            while chosen := self._take_in():
+                self._advance(chosen)
+        finally:
+            self._done.set()
+
+    def _advance(self, chosen: Sequence[Place]) -> None:
+        """Puts rows one position on, and tells those who wait."""
+        owners = {id(place.denoising): place.denoising for place in chosen}.values()
+        try:
+            rows = self._evaluate(chosen)
+        except Exception:  # noqa: BLE001  # whatever it is, those who wait are told and the others go on
+            _log.exception("the network failed on %d rows", len(chosen))
+            error = StageFailed("the diffusion network failed, and the log says why", stage=StageName.DIFFUSION)
+            with self._changed:
+                self._evaluating = False
                 for denoising in owners:
                     denoising.fail(error)
-                continue
+            return
+        with self._changed:
+            self._evaluating = False
+            for place, row in zip(chosen, rows, strict=True):
+                place.denoising.replace(place.index, row)
             for denoising in owners:
                 denoising.last_turn = self.turn
                 denoising.report()
 
-    def _take_in(self) -> bool:
-        """Waits until there is work; False when there will be none any more."""
+    def _take_in(self) -> list[Place]:
+        """Waits until there is work, and chooses of it; nothing when there will be none any more."""
         with self._changed:
             while True:
                 self._running = self._present()
@@ -181,16 +211,25 @@ class StepBatcher:
                 self._heed_deadlines()
                 self._running = self._present()
                 if self._running:
-                    return True
+                    self.turn += 1
+                    self._evaluating = True
+                    return choose_rows(self._running, self.capacity, turn=self.turn)
                 if self._closing:
-                    return False
+                    return []
                 self._changed.wait()
+
+    def _leave_behind(self) -> None:
+        """Hands back what is to be handed back, though an evaluation is at it."""
+        with self._changed:
+            self._hand_back()
+            if not self._present():
+                self._done.set()
 
     def _hand_back(self) -> None:
         """Where the stage was told to stop: those that others can finish, and at last all."""
         if self._hand_back_all_at is None:
             return
-        for denoising in self._running:
+        for denoising in self._present():
             if not denoising.finish_here or time.monotonic() >= self._hand_back_all_at:
                 denoising.hand_back()
 
@@ -206,15 +245,15 @@ class StepBatcher:
             # Before its first evaluation it is judged by the clock alone: what was measured may be long ago.
             denoising.fail_if_too_late(denoising.turns_left * call if denoising.has_advanced else 0.0)
 
-    def _evaluate(self, chosen: Sequence[Place]) -> None:
-        """One call of the network, and one position on for every row."""
+    def _evaluate(self, chosen: Sequence[Place]) -> list[Row]:
+        """One call of the network: each row, one position on."""
         started = time.monotonic()
         rows = [place.row for place in chosen]
         shape, part = rows[0].kind
         networks = self._shallow if part is UNetPart.SHALLOW else self._networks
-        for place, row in zip(chosen, evaluate(networks[shape], rows), strict=True):
-            place.denoising.replace(place.index, row)
+        evaluated = evaluate(networks[shape], rows)
         self._pace.measure((shape, part), sum(row.halves for row in rows), time.monotonic() - started)
+        return evaluated
 
 
 @dataclass(frozen=True)
