@@ -53,6 +53,9 @@ def make_parser() -> argparse.ArgumentParser:
         parser.add_argument(f"--{stage}", metavar="PLACE", help=f"of a scenario `{GIVEN}`: local, remote or an address")
     parser.add_argument("--batch", type=int, help="pictures of one request of the sequential part")
     parser.add_argument("--steps", type=int, help="of its pictures")
+    parser.add_argument("--cache-interval", type=int, help="of its pictures, for which TRIPTYCH_FEATURE_REUSE must be true")
+    parser.add_argument("--guidance-start", type=float, help="of its pictures: the share of the steps before guidance begins")
+    parser.add_argument("--guidance-end", type=float, help="of its pictures: the share of the steps after which it has ended")
     parser.add_argument("--rounds", type=int, help="of the sequential part, and of the service times")
     parser.add_argument("--loads", type=int, help="of the open loop, in search of each scenario's knee")
     parser.add_argument("--requests", type=int, help="of each of them")
@@ -73,12 +76,15 @@ def make_plan(arguments: argparse.Namespace) -> Plan:
     """
     plan = PROFILES[arguments.profile](arguments.threads or len(os.sched_getaffinity(0)))
     names = {"steps": "num_steps", "parts": "parts", "peers": "peers", "batch_sizes": "batch_sizes"}
+    names |= {name: name for name in ("cache_interval", "guidance_start", "guidance_end")}
     names |= {name: name for name in ("model", "batch", "rounds", "compiled_starts", "busy_share", "repeat_busy", "seed")}
     given = {field: getattr(arguments, name) for name, field in names.items() if getattr(arguments, name) is not None}
     told: dict[str, Any] = {field: tuple(value) if isinstance(value, list) else value for field, value in given.items()}
     loads = {"loads": "most", "requests": "requests", "flood": "flood_requests"}
     load = {field: getattr(arguments, name) for name, field in loads.items() if getattr(arguments, name) is not None}
     changed = replace(plan, **told, scenarios=_scenarios(plan, arguments), load=replace(plan.load, **load))
+    if changed.extrapolate_to is not None and changed.num_steps >= changed.extrapolate_to:
+        changed = replace(changed, extrapolate_to=None)
     return with_sizes_of_stand_in(changed) if changed.model == STAND_IN else changed
 
 

@@ -32,6 +32,9 @@ class Asked:
     width: int
     height: int
     seed: int
+    cache_interval: int = 1
+    guidance_start: float = 0.0
+    guidance_end: float = 1.0
 
     def body(self) -> dict[str, Any]:
         return {"prompt": PROMPT, **asdict(self)}

@@ -61,6 +61,8 @@ class Plan:
 
     Attributes:
         batch: Pictures of one request of the sequential part.
+        cache_interval, guidance_start, guidance_end: Of the sequential part's pictures, as `/generate` has them; peers have
+            no such thing, and make theirs in full.
         rounds: Of the sequential part.
         fewer_rounds: Of what is not compared round by round: peers, service times, requests without load. None is as many.
         peers: By their names in `peers/__init__.py`.
@@ -81,6 +83,9 @@ class Plan:
     height: int
     batch: int
     num_steps: int
+    cache_interval: int = 1
+    guidance_start: float = 0.0
+    guidance_end: float = 1.0
     rounds: int
     scenarios: tuple[Scenario, ...]
     peers: tuple[str, ...]
@@ -118,7 +123,14 @@ class Plan:
     def picture(self, number: int) -> Asked:
         """What the sequential part asks for in a round."""
         return Asked(
-            num_images=self.batch, num_steps=self.num_steps, width=self.width, height=self.height, seed=self.seed + number
+            num_images=self.batch,
+            num_steps=self.num_steps,
+            width=self.width,
+            height=self.height,
+            seed=self.seed + number,
+            cache_interval=self.cache_interval,
+            guidance_start=self.guidance_start,
+            guidance_end=self.guidance_end,
         )
 
     def first_pictures(self, part: str) -> list[Asked]:

@@ -95,7 +95,7 @@ def sequential_table(document: Document) -> str:
     ]
     lines = [
         f"{options['batch']} pictures of {options['width']}x{options['height']} a request, {options['num_steps']} steps, "
-        f"{options['rounds']} rounds, in turn{_fewer(options)}. The last column is the median of the differences within the "
+        f"{options['rounds']} rounds, in turn{_fewer(options)}.{_less(options)} The last column is the median of the differences within the "
         "rounds, and where it lies with 95 % by resampling; where that includes 0, it is noise.",
         markdown_table(header, rows),
     ]
@@ -105,6 +105,14 @@ def sequential_table(document: Document) -> str:
     if any("extrapolated" in subject for subject in section["subjects"].values()):
         lines.append(_extrapolated(section["subjects"], options))
     return "\n\n".join(lines)
+
+
+def _less(options: Mapping[str, Any]) -> str:
+    """What the scenarios leave out of their pictures."""
+    interval, start, end = (options.get(name) for name in ("cache_interval", "guidance_start", "guidance_end"))
+    if (interval, start, end) in ((None, None, None), (1, 0.0, 1.0)):
+        return ""
+    return f" Ours reuse features at cache_interval {interval}, with guidance from {start:g} to {end:g} of the steps; peers do neither."
 
 
 def _fewer(options: Mapping[str, Any]) -> str:

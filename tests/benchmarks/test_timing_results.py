@@ -111,6 +111,23 @@ def document(tmp_path: Path) -> dict[str, Any]:
     return json.loads(json.dumps(make_document(Journal(tmp_path / "journal.jsonl"))))
 
 
+def test_what_ours_leave_out_is_told(document: dict[str, Any]) -> None:
+    assert "cache_interval" not in report(document)
+    options = document["options"] | {"cache_interval": 3, "guidance_end": 0.5}
+    told = report(document | {"options": options})
+    assert "Ours reuse features at cache_interval 3, with guidance from 0 to 0.5 of the steps; peers do neither." in told
+
+
+def test_steps_that_are_measured_are_not_extrapolated() -> None:
+    def plan(*arguments: str) -> Plan:
+        return make_plan(make_parser().parse_args(["--profile", "real-size", *arguments]))
+
+    assert plan().extrapolate_to == 25
+    assert plan("--steps", "25").extrapolate_to is None
+    asked = plan("--cache-interval", "3", "--guidance-end", "0.5").picture(0).body()
+    assert (asked["cache_interval"], asked["guidance_start"], asked["guidance_end"]) == (3, 0.0, 0.5)
+
+
 def test_parts_are_medians(document: dict[str, Any]) -> None:
     seconds = document["sequential"]["subjects"]["three-endpoints"]["seconds"]
     assert seconds["diffuse"]["median"] == pytest.approx(0.515)

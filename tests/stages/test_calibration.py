@@ -56,6 +56,20 @@ def quantized(small) -> Options:
     return replace(small, precision="int8", quantized_folder=folder / "quantized")
 
 
+@pytest.fixture(scope="session")
+def quantized_for_reuse(small) -> Options:
+    """Options in int8 with feature reuse, with the networks of the diffusion stage quantized."""
+    reusing = replace(small, feature_reuse=True)
+
+    def fill(folder: Path) -> None:
+        outcomes, told = quantize(replace(reusing, quantized_folder=folder / "quantized"), (StageName.DIFFUSION,))
+        kept = [[outcome.network, outcome.part, outcome.inputs, outcome.was_there] for outcome in outcomes]
+        (folder / "outcome.json").write_text(json.dumps([kept, told]), encoding="utf-8")
+
+    folder = made_once("quantized-for-reuse", fill)
+    return replace(reusing, precision="int8", quantized_folder=folder / "quantized")
+
+
 @pytest.fixture(scope="module")
 def contexts(small) -> Float32:
     """Of a prompt that was not sampled, and of none."""
@@ -66,7 +80,7 @@ def contexts(small) -> Float32:
     return encoded.context
 
 
-async def denoise(stage: DiffusionStage, contexts: Float32, rows: int = 3) -> Float32:
+async def denoise(stage: DiffusionStage, contexts: Float32, rows: int = 3, cache_interval: int = 1) -> Float32:
     request = DenoiseRequest(
         context=contexts[:1],
         unconditional_context=contexts[1:],
@@ -76,6 +90,7 @@ async def denoise(stage: DiffusionStage, contexts: Float32, rows: int = 3) -> Fl
         sampler="ddim",
         num_steps=4,
         guidance_scale=3.0,
+        cache_interval=cache_interval,
     )
     async for event in stage.denoise(request):
         if isinstance(event, Denoised):
@@ -223,8 +238,54 @@ def test_prompts_have_words_that_the_model_knows():
     assert default_prompts(("nothing",), 3) == PROMPTS[:3]
 
 
-@pytest.mark.parametrize("stage", [DiffusionStage, DecoderStage])
-def test_what_is_run_in_parts_is_not_run_in_int8(quantized, stage) -> None:
-    options = replace(quantized, feature_reuse=True, sizes=((64, 64),), tile_side=48)
-    with pytest.raises(EngineError, match="neither with TRIPTYCH_FEATURE_REUSE nor with pictures above TRIPTYCH_TILE_SIDE"):
-        stage(options).start()
+def test_both_networks_of_feature_reuse_are_quantized_by_the_same_pictures(quantized_for_reuse):
+    outcomes, told = json.loads((quantized_for_reuse.quantized_folder.parent / "outcome.json").read_text(encoding="utf-8"))
+    assert outcomes == [["unet", "whole", "32x32", False], ["unet", "shallow", "32x32", False]]
+    assert told == [2, 2]
+    facts = [
+        json.loads(path.read_text(encoding="utf-8")) for path in quantized_for_reuse.quantized_folder.glob("*/quantization.json")
+    ]
+    # Of each picture two of its four evaluations are whole, and each takes two rows.
+    assert {each["part"]: each["samples"] for each in facts} == {"whole": 8, "shallow": 8}
+
+
+async def test_the_unet_in_int8_reuses_features_whoever_its_mates_are(quantized_for_reuse, small, contexts):
+    stages = [DiffusionStage(options) for options in (replace(small, feature_reuse=True), quantized_for_reuse)]
+    latents = []
+    for stage in stages:
+        stage.start()
+        latents.append(await denoise(stage, contexts, cache_interval=2))
+    error = np.sqrt(np.square(latents[0] - latents[1]).mean()) / latents[0].std()
+    assert 1e-3 < error < 0.3
+    numerics = (await stages[1].identity()).numerics
+    assert (numerics.precision, len(numerics.quantized)) == ("int8", 64)
+    np.testing.assert_array_equal(await denoise(stages[1], contexts, 1, cache_interval=2), latents[1][:1])
+    for stage in stages:
+        stage.close()
+
+
+def test_features_are_not_the_last_layers_output(quantized_for_reuse):
+    """Of the layers that give them none is kept in float for it; the shallow network begins and ends where the whole one does."""
+    for part, (down, middle, up) in {"whole": (2, 2, 4), "shallow": (1, 0, 2)}.items():
+        (path,) = quantized_for_reuse.quantized_folder.glob(f"unet_{part}-*/network.xml")
+        graph = ov.Core().read_model(path)
+        types = [node.get_type_name() for node in graph.get_ops() if node.get_friendly_name() in layers_to_keep(graph)]
+        assert sorted(types) == ["Convolution"] * 2 + ["MatMul"] * (2 + down + middle + up), part
+
+
+def test_without_the_networks_of_feature_reuse_the_start_is_refused_with_the_command(quantized):
+    with pytest.raises(EngineError, match=r"has no unet_whole of tiny .*: `TRIPTYCH_FEATURE_REUSE=true triptych quantize .*tiny"):
+        DiffusionStage(replace(quantized, feature_reuse=True)).start()
+
+
+def test_what_is_run_in_tiles_is_not_run_in_int8(quantized) -> None:
+    with pytest.raises(EngineError, match="int8 does not go with pictures above TRIPTYCH_TILE_SIDE"):
+        DecoderStage(replace(quantized, sizes=((64, 64),), tile_side=48)).start()
+
+
+def test_where_no_features_are_reused_there_is_nothing_to_go_by(small, tmp_path):
+    model = write_tiny_model(tmp_path / "turbo")
+    facts = model / "triptych.json"
+    facts.write_text(json.dumps(json.loads(facts.read_text()) | {"num_steps": 1}))
+    with pytest.raises(EngineError, match="makes its pictures in one step, where nothing is reused"):
+        quantize(replace(small, model=str(model), feature_reuse=True, quantized_folder=tmp_path / "q"), (StageName.DIFFUSION,))

@@ -25,13 +25,14 @@ def quantize_model(name: str, *, stage: str | None, samples: int, prompts: Path 
     read_registry()  # this machine may have the base install only
     from triptych.stages.calibration import quantize_model as quantize
 
-    settings = stage_settings(name, precision="auto", feature_reuse=False)
+    settings = stage_settings(name, precision="auto")
     wanted = [each for each in STAGES if stage in (None, each)]
     lines = None if prompts is None else _read_prompts(prompts)
     with shown_count("pictures to go by") as show:
         outcomes = list(quantize(settings, wanted, samples=samples, prompts=lines, on_progress=show))
     for outcome in outcomes:
-        what = f"the {outcome.network} of {name} for {outcome.inputs}"
+        network = outcome.network if outcome.part is None else f"{outcome.part} {outcome.network}"
+        what = f"the {network} of {name} for {outcome.inputs}"
         if outcome.was_there:
             say(f"{what} is quantized already; remove {outcome.folder} to have it done anew")
         else:

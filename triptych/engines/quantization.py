@@ -110,7 +110,9 @@ def layers_to_keep(model: ov.Model) -> set[str]:
     of_timestep = starts.pop("timestep", set()) - set().union(*starts.values())
     main = next(parameter for parameter in model.get_parameters() if parameter.get_friendly_name() in ("latents", "images"))
     first = set(_nearest_layers([main], _users))
-    last = set(_nearest_layers(model.get_results(), _sources))
+    # What one evaluation leaves to later ones goes through more layers there, the last one among them.
+    results = [output.get_node() for output in model.outputs if "features" not in output.get_names()]
+    last = set(_nearest_layers(results, _sources))
     return of_timestep | first | last
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -19,13 +20,16 @@ from triptych.engines.compiled import Arrays
 from triptych.engines.quantized import Quantized, find_quantized
 from triptych.errors import EngineError
 from triptych.stages.decoder import DecoderStage
-from triptych.stages.diffusion import DiffusionStage, granularity, takes_masked_image, unet_rows
+from triptych.stages.diffusion import DiffusionStage, granularity, takes_masked_image, unet_rows, with_features
 from triptych.stages.local_stage import NetworkLoader
 from triptych.stages.options import StageOptions
 from triptych.stages.text_encoder import TextEncoderStage
 
 ROWS_OF_A_PICTURE = 8
 """Of the U-Net's inputs, that are taken from the making of one picture: a few steps, each with both halves of the guidance."""
+
+REUSE_INTERVAL = 3
+"""At which pictures are made to go by, where the networks are those of feature reuse."""
 
 PROMPTS = (
     "a lighthouse on a cliff at dusk, oil painting",
@@ -56,10 +60,12 @@ class Outcome:
     """One network that is quantized now, or was before.
 
     Attributes:
+        part: Of the U-Net, where features are reused.
         was_there: It was, and has been left as it is.
     """
 
     network: Network
+    part: UNetPart | None
     inputs: str
     folder: Path
     was_there: bool
@@ -120,15 +126,15 @@ def quantize_model(
     seen = asyncio.run(_Sampling(options, prompts, samples, on_progress).inputs_of(missing)) if missing else {}
     for each in wanted:
         quantized, was_there = quantize(
-            networks.source(each.network),
+            networks.source(each.network, each.part),
             each.rows,
             seen.get(each, ()),
             engine=networks.engine,
             cache_folder=options.cache_folder,
             folder=options.quantized_folder,
-            facts={"model": networks.files.facts.model, "network": each.network, "inputs": each.inputs, "prompts": prompts},
+            facts={"model": networks.files.facts.model, **each.told(), "prompts": prompts},
         )
-        yield Outcome(network=each.network, inputs=each.inputs, folder=quantized.folder, was_there=was_there)
+        yield Outcome(network=each.network, part=each.part, inputs=each.inputs, folder=quantized.folder, was_there=was_there)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -136,9 +142,14 @@ class _Wanted:
     """A network for pictures of one size and contexts of one length."""
 
     network: Network
+    part: UNetPart | None = None
     size: tuple[int, int]
     chunks: int
     rows: Mapping[str, RowSpec]
+
+    def told(self) -> dict[str, str]:
+        """What it is, as JSON has it."""
+        return {"network": self.network, **({} if self.part is None else {"part": self.part}), "inputs": self.inputs}
 
     @property
     def inputs(self) -> str:
@@ -158,11 +169,17 @@ def _networks_of(stage: str, networks: NetworkLoader, options: StageOptions) -> 
         raise EngineError(f"the U-Net of {networks.files.facts.model} sees a masked picture: there is no int8 for such yet")
     for size in networks.sizes(granularity(networks.files)):
         for chunks in range(1, options.max_prompt_chunks + 1):
-            yield _Wanted(network=Network.UNET, size=size, chunks=chunks, rows=unet_rows(networks.files, size, chunks))
+            rows = unet_rows(networks.files, size, chunks)
+            if not options.feature_reuse:
+                yield _Wanted(network=Network.UNET, size=size, chunks=chunks, rows=rows)
+                continue
+            shallow = with_features(rows, networks.files.unet)
+            yield _Wanted(network=Network.UNET, part=UNetPart.WHOLE, size=size, chunks=chunks, rows=rows)
+            yield _Wanted(network=Network.UNET, part=UNetPart.SHALLOW, size=size, chunks=chunks, rows=shallow)
 
 
 def _find(wanted: _Wanted, networks: NetworkLoader, options: StageOptions) -> Quantized | None:
-    return find_quantized(options.quantized_folder, networks.source(wanted.network), wanted.rows)
+    return find_quantized(options.quantized_folder, networks.source(wanted.network, wanted.part), wanted.rows)
 
 
 def _prompts(networks: NetworkLoader, samples: int, prompts: Sequence[str] | None) -> tuple[str, ...]:
@@ -174,19 +191,20 @@ class _RecordingLoader(NetworkLoader):
     """Its networks note what they are called with.
 
     Attributes:
-        calls: Inputs of all calls since somebody took them out.
+        calls: Inputs of all calls since somebody took them out, by the part of the network.
     """
 
-    calls: list[Arrays]
+    def __init__(self, options: StageOptions, stage: StageName) -> None:
+        super().__init__(options, stage)
+        self.calls: defaultdict[UNetPart | VAEPart | None, list[Arrays]] = defaultdict(list)
 
     def load(
         self, network: Network, rows: Mapping[str, RowSpec], *, part: UNetPart | VAEPart | None = None, one_row: bool = False
     ) -> CompiledNetwork:
         compiled = super().load(network, rows, part=part, one_row=one_row)
-        self.calls = []
 
         def run(inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-            self.calls.append(inputs)
+            self.calls[part].append(inputs)
             return compiled.run_exactly(inputs)
 
         return CompiledNetwork(run, rows, compiled.usable_batch_sizes, from_cache=compiled.from_cache)
@@ -205,6 +223,7 @@ class _Sampling:
     ) -> None:
         self._prompts = prompts
         self._rows_of_a_picture = max(1, samples // len(prompts))
+        self._cache_interval = REUSE_INTERVAL if options.feature_reuse else 1
         self._on_progress = on_progress
         self._networks = _RecordingLoader(options, StageName.DIFFUSION)
         self._text_encoder = TextEncoderStage(options)
@@ -228,13 +247,14 @@ class _Sampling:
             self._on_progress(done, len(self._prompts) * len(kinds))
             joined = [contexts[(place + chunk) % len(self._prompts)] for chunk in range(chunks)]
             latents = await self._denoise(np.concatenate(joined, axis=1), size, seed=place)
-            rows: dict[Network, list[Arrays]] = {
-                Network.UNET: self._take(place),
-                Network.VAE_DECODER: [{DecoderStage.input: latents}],
-            }
+            calls, self._networks.calls = self._networks.calls, defaultdict(list)
             for each in wanted:
-                if (each.size, each.chunks) == (size, chunks):
-                    seen[each] += rows[each.network]
+                if (each.size, each.chunks) != (size, chunks):
+                    continue
+                if each.network is Network.VAE_DECODER:
+                    seen[each].append({DecoderStage.input: latents})
+                else:
+                    seen[each] += self._some(calls[each.part], place)
         return seen
 
     async def _contexts(self) -> list[Float32]:
@@ -254,15 +274,21 @@ class _Sampling:
             sampler=identity.samplers[0],
             num_steps=identity.default_num_steps,
             guidance_scale=identity.default_guidance_scale,
+            cache_interval=self._cache_interval,
         )
         async for event in self._diffusion.denoise(request):
             if isinstance(event, Denoised):
                 return event.latents
         raise AssertionError("a denoising ends with its result, or raises")
 
-    def _take(self, place: int) -> list[Arrays]:
-        """A few rows of the U-Net's calls since last time, spread over the steps; other steps with every picture."""
-        calls, self._networks.calls = self._networks.calls, []
+    def _some(self, calls: Sequence[Arrays], place: int) -> list[Arrays]:
+        """A few rows of the U-Net's calls for a picture, spread over the steps; other steps with every picture.
+
+        Raises:
+            EngineError: There are none.
+        """
+        if not calls:
+            raise EngineError("the model makes its pictures in one step, where nothing is reused: TRIPTYCH_FEATURE_REUSE is not for it")
         count = min(len(calls), -(-self._rows_of_a_picture // len(calls[0]["timestep"])))
         stride = len(calls) // count
         chosen = [calls[number * stride + place % stride] for number in range(count)]

@@ -23,6 +23,7 @@ from triptych.contract import (
 )
 from triptych.engines import CompiledNetwork, RowSpec
 from triptych.errors import CheckpointError, Conflict, InvalidValue
+from triptych.models.config import UNetConfig
 from triptych.sampling.inpainting import resampled
 from triptych.sampling.noise import NOISE_VERSION, Purpose, normal
 from triptych.sampling.plan import Plan
@@ -105,7 +106,7 @@ class DiffusionStage(LocalStage[DiffusionIdentity]):
         def load(row: Mapping[str, RowSpec], part: UNetPart | None) -> tuple[Shape, CompiledNetwork]:
             height, width, _ = row["latents"].shape
             if part is UNetPart.SHALLOW:
-                row = {**row, "features": RowSpec(shape=(height, width, config.num_features))}
+                row = with_features(row, config)
             return ((height, width, channels), row["context"].shape), networks.load(Network.UNET, row, part=part)
 
         # A whole network gives the same predictions whether its features come out or not: the tests say so for every engine.
@@ -310,6 +311,12 @@ def unet_rows(files: Checkpoint, size: tuple[int, int], chunks: int) -> dict[str
         "timestep": RowSpec(shape=(), below=ScheduleConfig.from_dict(files.scheduler).num_train_timesteps),
         "context": RowSpec(shape=(chunks * files.text_encoder.max_position_embeddings, files.unet.cross_attention_dim)),
     }
+
+
+def with_features(row: Mapping[str, RowSpec], config: UNetConfig) -> dict[str, RowSpec]:
+    """The shallow U-Net's inputs, by those of the whole one."""
+    height, width, _ = row["latents"].shape
+    return {**row, "features": RowSpec(shape=(height, width, config.num_features))}
 
 
 def takes_masked_image(files: Checkpoint) -> bool:

@@ -293,16 +293,14 @@ class NetworkLoader:
         if network not in QUANTIZABLE:
             _log.info("the %s is never quantized, and computes in %s", network, self._float)
             return source
-        if part is not None:
-            raise EngineError(
-                f"the {network} is quantized as a whole: int8 goes neither with TRIPTYCH_FEATURE_REUSE nor with pictures above "
-                "TRIPTYCH_TILE_SIDE"
-            )
+        if isinstance(part, VAEPart):
+            raise EngineError(f"the {network} is quantized as a whole: int8 does not go with pictures above TRIPTYCH_TILE_SIDE")
         if (quantized := find_quantized(folder, source, rows)) is None:
             inputs = ", ".join(f"{name} {row.shape}" for name, row in rows.items() if row.shape)
+            setting = "" if part is None else "TRIPTYCH_FEATURE_REUSE=true "
             raise EngineError(
-                f"{folder} has no {network} of {self.files.facts.model} in int8 for {inputs}: "
-                f"`triptych quantize {self._options.model} --stage {QUANTIZABLE[network]}` makes it"
+                f"{folder} has no {source.name} of {self.files.facts.model} in int8 for {inputs}: "
+                f"`{setting}triptych quantize {self._options.model} --stage {QUANTIZABLE[network]}` makes it"
             )
         self._quantized.append(quantized.digest)
         return replace(source, key={"network": network, "quantized": quantized.digest}, graph=quantized.folder)
