@@ -244,10 +244,13 @@ async def _measure_wire(requests: int) -> list[Wire]:
                 for _ in range(requests):
                     (await client.post("/generate", json={"prompt": PROMPT, "seed": 1})).raise_for_status()
                 counted = [(proxy.bytes - start) // requests for proxy, start in zip(proxies, before, strict=True)]
-    return [
+    wires = [
         Wire(stage=stage, wire_bytes=count, tensor_bytes=tensors)
         for stage, count, tensors in zip(STAGES, counted, _tensor_bytes(), strict=True)
     ]
+    for wire in wires:
+        assert wire.wire_bytes >= wire.tensor_bytes, f"the {wire.stage} stage was not asked every time"
+    return wires
 
 
 @asynccontextmanager

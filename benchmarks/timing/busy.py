@@ -14,6 +14,9 @@ _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 _WORKING = (0, 1, 2, 5, 6, 7)
 """Of the numbers of /proc/stat's first line: user, nice, system, irq, softirq, and steal, which went to other machines."""
 
+SHORTEST_SECONDS = 0.1
+"""Of what is shorter the clocks, which tick in hundredths of a second, say nothing."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Busy:

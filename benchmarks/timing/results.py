@@ -10,6 +10,7 @@ from typing import Any
 
 from benchmarks.advisor.service_times import SECTION, parse_service_times
 from benchmarks.timing.asking import NAMES
+from benchmarks.timing.busy import SHORTEST_SECONDS
 from benchmarks.timing.journal import Journal, Record
 from benchmarks.timing.load import Tried, kept_up, knee
 from benchmarks.timing.peers import PEERS
@@ -58,12 +59,13 @@ def _of(kept: Mapping[str, Record], prefix: str) -> dict[str, Any]:
 
 
 def _busy(records: Iterable[Record]) -> Document:
+    records = [record for record in records if record["busy"]["seconds"] >= SHORTEST_SECONDS]
     shares = [record["busy"]["others_share"] for record in records]
     return {
         "units": len(shares),
         "flagged_units": [record["unit"] for record in records if record["is_flagged"]],
-        "median_share_of_others": statistics.median(shares),
-        "largest_share_of_others": max(shares),
+        "median_share_of_others": statistics.median(shares or [0.0]),
+        "largest_share_of_others": max(shares, default=0.0),
     }
 
 

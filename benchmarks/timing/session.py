@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from benchmarks.timing.asking import ask
-from benchmarks.timing.busy import Meter
+from benchmarks.timing.busy import SHORTEST_SECONDS, Meter
 from benchmarks.timing.journal import Journal, Record
 from benchmarks.timing.peers import PEERS, PeerTask, PeerUnavailable, RunningPeer, running_peer
 from benchmarks.timing.plan import RANDOM_MODEL, WARM_UP_STEPS, Plan
@@ -91,7 +91,7 @@ class Session:
             began, meter = datetime.now(UTC), Meter()
             measured = measure()
             busy = meter.read()
-            is_flagged = busy.others_share > self.plan.busy_share
+            is_flagged = busy.seconds >= SHORTEST_SECONDS and busy.others_share > self.plan.busy_share
             self.journal.add(
                 {
                     "unit": key,

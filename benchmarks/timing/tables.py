@@ -94,7 +94,8 @@ def sequential_table(document: Document) -> str:
         for name, subject in _by_time(section["subjects"])
     ]
     lines = [
-        f"{options['batch']} pictures of {options['width']}x{options['height']} a request, {options['num_steps']} steps, "
+        f"{options['batch']} picture{'' if options['batch'] == 1 else 's'} of {options['width']}x{options['height']} a request, "
+        f"{options['num_steps']} steps, "
         f"{options['rounds']} rounds, in turn{_fewer(options)}.{_less(options)} The last column is the median of the differences within the "
         "rounds, and where it lies with 95 % by resampling; where that includes 0, it is noise.",
         markdown_table(header, rows),
@@ -158,19 +159,28 @@ def open_loop_table(document: Document) -> str:
     kinds = ", ".join(f"{kind['width']}x{kind['height']} with {kind['num_steps']} steps" for kind in options["kinds"])
     header = ("scenario", "offered/s", "made/s", "p50 s", "p95 s", "p99 s", "shed", "failed", "memory GB", "")
     rows = [row for name, curve in document["open_loop"].items() for row in _load_rows(name, curve)]
-    knees = [f"- {name}: {_knee(curve, options['flood_rate'])}" for name, curve in document["open_loop"].items()]
-    words = (
-        f"Poisson arrivals of one picture each, equally likely {kinds}; {options['requests']} requests a load, "
-        f"{options['flood_requests']} in a flood. Latency is counted from when a request came. The knee is the highest rate that "
-        f"was tried at which nobody was sent away and p95 was at most {options['slow']:g} times what a request takes alone."
+    words = f"Poisson arrivals of one picture each, equally likely {kinds}; {options['requests']} requests a load. "
+    counted = "Latency is counted from when a request came."
+    if not searches_knees(options):
+        more = f"They come {options['first']:g} times as fast as they are made one after the other; no knee was searched. {counted}"
+        return "\n\n".join([words + more, markdown_table(header, rows)])
+    words += (
+        f"{options['flood_requests']} in a flood. {counted} The knee is the highest rate that was tried at which nobody was sent "
+        f"away and p95 was at most {options['slow']:g} times what a request takes alone."
     )
+    knees = [f"- {name}: {_knee(curve, options['flood_rate'])}" for name, curve in document["open_loop"].items()]
     return "\n\n".join([words, markdown_table(header, rows), "Knees, requests a second:", "\n".join(knees)])
+
+
+def searches_knees(load: Mapping[str, Any]) -> bool:
+    """Whether a plan's load is of several rates."""
+    return bool(load["most"] > 1)
 
 
 def _knee(curve: Mapping[str, Any], flood_rate: float) -> str:
     knee = f"{curve['knee_per_second']:g}" if curve["knee_per_second"] else "none of the rates that were tried"
     flood = curve["flood"]
-    return f"{knee}; {flood['throughput']:.2f} made of {flood_rate:g} times as many" if flood else knee
+    return f"{knee}; {flood['throughput']:.3g} made of {flood_rate:g} times as many" if flood else knee
 
 
 def _load_rows(name: str, curve: Mapping[str, Any]) -> list[tuple[object, ...]]:
@@ -183,7 +193,7 @@ def _load_cells(load: Mapping[str, Any]) -> list[str]:
     quantiles = [load[f"p{percent}_seconds"] for percent in (50, 95, 99)]
     memory = sum(each["anonymous"] for each in load["memory_bytes"].values())
     seconds = [f"{value:.2f}" if value is not None else "" for value in quantiles]
-    rates = [f"{load['offered_rate']:.2f}", f"{load['throughput']:.2f}"]
+    rates = [f"{load['offered_rate']:.3g}", f"{load['throughput']:.3g}"]
     return [*rates, *seconds, str(load["shed"]), str(load["failed"]), f"{memory / 1e9:.2f}"]
 
 

@@ -17,7 +17,7 @@ from benchmarks.timing.folders import RESULTS_FILE
 from benchmarks.timing.journal import Journal
 from benchmarks.timing.load import Outcome, summarise
 from benchmarks.timing.plan import AGAIN, PARTS, Load, Plan, quick, real_size
-from benchmarks.timing.readme import README, folder_of, read_document, with_table
+from benchmarks.timing.readme import README, folders_of, read_document, summary, with_table
 from benchmarks.timing.results import make_document
 from benchmarks.timing.scenarios import ALL_IN_ONE, THREE_ENDPOINTS
 from benchmarks.timing.tables import report, write_report
@@ -111,6 +111,19 @@ def document(tmp_path: Path) -> dict[str, Any]:
     return json.loads(json.dumps(make_document(Journal(tmp_path / "journal.jsonl"))))
 
 
+def test_where_no_knee_is_searched_what_is_made_is_told(document: dict[str, Any]) -> None:
+    assert "Knees, requests a second:" in report(document)
+    assert "| 2 |\n" in summary("folder", document)
+    options = document["options"] | {"load": document["options"]["load"] | {"most": 1, "first": 2.0}}
+    one = document | {"options": options}
+    told = report(one)
+    assert "Knees" not in told
+    assert "They come 2 times as fast as they are made one after the other; no knee was searched." in told
+    most = max(load["throughput"] for load in document["open_loop"]["three-endpoints"]["loads"])
+    assert f"| {most:.3g} |" in next(line for line in summary("folder", one).splitlines() if line.startswith("| three-endpoints |"))
+    assert "requests/s, flooded" in summary("folder", one)
+
+
 def test_what_ours_leave_out_is_told(document: dict[str, Any]) -> None:
     assert "cache_interval" not in report(document)
     options = document["options"] | {"cache_interval": 3, "guidance_end": 0.5}
@@ -170,7 +183,7 @@ def test_the_advisor_reads_its_section(document: dict[str, Any]) -> None:
 def test_no_advice_comes_of_a_part_of_a_run(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "journal.jsonl")
     journal.begin(make_header(small_plan(), []))
-    busy = {"others_share": 0.0}
+    busy = {"seconds": 1.0, "others_share": 0.0}
     for unit, told in measured().items():
         if unit.startswith("sequential/"):
             journal.add({"unit": unit, "part": "sequential", "busy": busy, "is_flagged": False, "measured": told})
@@ -178,6 +191,17 @@ def test_no_advice_comes_of_a_part_of_a_run(tmp_path: Path) -> None:
     assert "service_times" not in document
     assert "open_loop" not in document
     assert "## Under load" not in report(document)
+
+
+def test_what_is_too_short_for_the_clocks_is_not_called_busy(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal.jsonl")
+    journal.begin(make_header(small_plan(), []))
+    for number, seconds in enumerate((1.0, 0.01)):
+        busy = {"seconds": seconds, "others_share": 0.02 if seconds == 1.0 else 1.0}
+        told = {"unit": f"sequential/all-in-one/{number}", "part": "sequential", "measured": parts()}
+        journal.add({**told, "busy": busy, "is_flagged": seconds < 1.0})
+    busy = make_document(journal)["busy"]
+    assert (busy["units"], busy["flagged_units"], busy["largest_share_of_others"]) == (1, [], 0.02)
 
 
 def test_the_report_says_what_was_not_measured_and_how_busy_it_was(document: dict[str, Any]) -> None:
@@ -221,24 +245,27 @@ def test_a_finished_folder_has_everything(document: dict[str, Any], tmp_path: Pa
 def test_the_table_is_put_in_and_exchanged(document: dict[str, Any]) -> None:
     text = "# Title\n\nwords\n\n## Where to read on\n\nlinks\n"
     first = with_table(text, "one", document)
-    assert folder_of(first) == "one"
+    assert folders_of(first) == {"quick": "one"}
     assert first.index("three-endpoints") < first.index("## Where to read on")
     second = with_table(first, "two", document)
-    assert folder_of(second) == "two"
+    assert folders_of(second) == {"quick": "two"}
     assert second.count("| three-endpoints |") == 1
     assert with_table(second, "two", document) == second
+    both = with_table(second, "three", document | {"options": document["options"] | {"profile": "real-size"}})
+    assert folders_of(both) == {"quick": "two", "real-size": "three"}
+    assert with_table(both, "two", document) == both
     with pytest.raises(StartError, match="no heading"):
         with_table("# Title\n", "one", document)
 
 
-def test_the_readme_has_the_table_of_the_committed_run() -> None:
-    """And none where no run is committed."""
+def test_the_readme_has_the_tables_of_the_committed_runs() -> None:
+    """And none of a profile of which no run is committed."""
     text = README.read_text(encoding="utf-8")
-    folder = folder_of(text)
-    if folder is None:
-        assert not list(RESULTS.glob(f"*/{RESULTS_FILE}")), "run `python -m benchmarks.timing.readme FOLDER`"
-        assert "benchmarks.timing.readme" not in text
-    else:
+    folders = folders_of(text)
+    assert text.count("<!-- benchmarks.timing.readme") == 2 * len(folders)
+    committed = {json.loads(path.read_text(encoding="utf-8"))["options"]["profile"] for path in RESULTS.glob(f"*/{RESULTS_FILE}")}
+    assert folders.keys() == committed, "run `python -m benchmarks.timing.readme FOLDER`"
+    for folder in folders.values():
         wanted = with_table(text, folder, read_document(folder))
         assert text == wanted, f"run `python -m benchmarks.timing.readme {folder}`"
 
