@@ -58,7 +58,8 @@ def stacked_bars(figure: Any, document: Document) -> None:
     for row, (_, subject) in enumerate(subjects):
         wall = subject["seconds"]["wall"]
         axes.plot([wall["p10"], wall["p90"]], [row, row], color="black", linewidth=1)
-    axes.set_xlabel(f"seconds a request of {options['batch']} pictures, medians of {options['rounds']} rounds")
+    pictures = "1 picture" if options["batch"] == 1 else f"{options['batch']} pictures"
+    axes.set_xlabel(f"seconds a request of {pictures}, medians of {options['rounds']} rounds")
     axes.set_title(
         f"{options['model']}, {options['width']}x{options['height']}, {options['num_steps']} steps\n{document['machine']}"
     )
@@ -77,7 +78,7 @@ def load_curves(figure: Any, document: Document) -> None:
     for axes, words in ((made, "pictures made a second"), (waited, "p95, seconds")):
         axes.set_xlabel("requests a second")
         axes.set_ylabel(words)
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.1 * axes.dataLim.y1)
         axes.grid(alpha=0.3)
     made.legend(frameon=False)
     figure.suptitle(f"{document['options']['model']}, Poisson arrivals\n{document['machine']}")

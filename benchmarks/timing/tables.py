@@ -96,8 +96,8 @@ def sequential_table(document: Document) -> str:
     lines = [
         f"{options['batch']} picture{'' if options['batch'] == 1 else 's'} of {options['width']}x{options['height']} a request, "
         f"{options['num_steps']} steps, "
-        f"{options['rounds']} rounds, in turn{_fewer(options)}.{_less(options)} The last column is the median of the differences within the "
-        "rounds, and where it lies with 95 % by resampling; where that includes 0, it is noise.",
+        f"{options['rounds']} rounds, in turn{_fewer(options)}.{_less(options)} The last column is the median of the "
+        "differences within the rounds, and where it lies with 95 % by resampling; where that includes 0, it is noise.",
         markdown_table(header, rows),
     ]
     silent = sorted({stage for subject in section["subjects"].values() for stage in subject["silent_stages"]})
@@ -113,7 +113,8 @@ def _less(options: Mapping[str, Any]) -> str:
     interval, start, end = (options.get(name) for name in ("cache_interval", "guidance_start", "guidance_end"))
     if (interval, start, end) in ((None, None, None), (1, 0.0, 1.0)):
         return ""
-    return f" Ours reuse features at cache_interval {interval}, with guidance from {start:g} to {end:g} of the steps; peers do neither."
+    guided = f"with guidance from {start:g} to {end:g} of the steps"
+    return f" Ours reuse features at cache_interval {interval}, {guided}; peers do neither."
 
 
 def _fewer(options: Mapping[str, Any]) -> str:
@@ -162,8 +163,8 @@ def open_loop_table(document: Document) -> str:
     words = f"Poisson arrivals of one picture each, equally likely {kinds}; {options['requests']} requests a load. "
     counted = "Latency is counted from when a request came."
     if not searches_knees(options):
-        more = f"They come {options['first']:g} times as fast as they are made one after the other; no knee was searched. {counted}"
-        return "\n\n".join([words + more, markdown_table(header, rows)])
+        words += f"They come {options['first']:g} times as fast as they are made one after the other; no knee was searched. "
+        return "\n\n".join([words + counted, markdown_table(header, rows)])
     words += (
         f"{options['flood_requests']} in a flood. {counted} The knee is the highest rate that was tried at which nobody was sent "
         f"away and p95 was at most {options['slow']:g} times what a request takes alone."

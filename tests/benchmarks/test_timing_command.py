@@ -33,9 +33,7 @@ def ignore_interrupts() -> None:
 
 def start(folder: Path, options: str = OPTIONS, *, first: Callable[[], None] = hear_interrupts) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "benchmarks.timing", *options.split(), "--folder", str(folder)]
-    return subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=first
-    )
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=first)
 
 
 def units(folder: Path) -> list[dict[str, Any]]:

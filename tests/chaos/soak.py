@@ -24,6 +24,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 from pathlib import Path
 
@@ -57,6 +58,10 @@ def _file(draw: Callable[[Image.Image], None], mode: str) -> bytes:
 
 INIT = _file(lambda picture: ImageDraw.Draw(picture).ellipse((32, 32, 96, 96), fill=(217, 48, 48)), "RGB")
 MASK = _file(lambda picture: ImageDraw.Draw(picture).rectangle((32, 32, 96, 96), fill=255), "L")
+
+
+def by_sampler(sampler: str, client: Client) -> Sequence[Picture]:
+    return client.generate(PROMPT, seed=1, num_steps=STEPS, sampler=sampler).pictures
 
 
 def as_job(client: Client) -> Sequence[Picture]:
@@ -123,10 +128,7 @@ def refused(client: Client) -> Sequence[Picture]:
 
 
 def kinds_of(samplers: Sequence[str]) -> dict[str, Ask]:
-    kinds: dict[str, Ask] = {
-        f"by {sampler}": lambda client, sampler=sampler: client.generate(PROMPT, seed=1, num_steps=STEPS, sampler=sampler).pictures
-        for sampler in samplers
-    }
+    kinds: dict[str, Ask] = {f"by {sampler}": partial(by_sampler, sampler) for sampler in samplers}
     return kinds | {
         "four at once": lambda client: client.generate(PROMPT, seed=1, num_steps=STEPS, num_images=4).pictures,
         "without guidance": lambda client: client.generate(PROMPT, seed=1, num_steps=STEPS, guidance_scale=1.0).pictures,

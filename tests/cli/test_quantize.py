@@ -42,7 +42,9 @@ def test_it_says_what_is_quantized_now_and_what_was(run: Run, asked: list[dict[s
     assert asked == [{"model": "vignette", "precision": "auto", "stages": both, "samples": 128, "prompts": None}]
 
 
-def test_the_networks_of_feature_reuse_are_asked_for_as_a_stage_asks(run: Run, asked: list[dict[str, Any]], monkeypatch: Any) -> None:
+def test_the_networks_of_feature_reuse_are_asked_for_as_a_stage_asks(
+    run: Run, asked: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("TRIPTYCH_FEATURE_REUSE", "true")
     assert run("quantize", "vignette").out.startswith("the shallow unet of vignette for 32x32 is quantized already;")
 

@@ -288,7 +288,9 @@ class _Sampling:
             EngineError: There are none.
         """
         if not calls:
-            raise EngineError("the model makes its pictures in one step, where nothing is reused: TRIPTYCH_FEATURE_REUSE is not for it")
+            raise EngineError(
+                "the model makes its pictures in one step, where nothing is reused: quantize it without feature reuse"
+            )
         count = min(len(calls), -(-self._rows_of_a_picture // len(calls[0]["timestep"])))
         stride = len(calls) // count
         chosen = [calls[number * stride + place % stride] for number in range(count)]

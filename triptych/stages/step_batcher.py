@@ -95,7 +95,7 @@ class StepBatcher:
             self._changed.notify()
 
     def stop(self, *, hand_back_all_at: float = math.inf) -> None:
-        """Takes nothing new, and hands back what runs, after the evaluation that is at work or when patience ends; does not block.
+        """Takes nothing new, and hands back what runs, after the evaluation that is at work or when patience ends; blocks not.
 
         Args:
             hand_back_all_at: Of `time.monotonic()`: until then those that ask to be finished here go on.
@@ -120,7 +120,7 @@ class StepBatcher:
 
     @property
     def is_at_work(self) -> bool:
-        """Whether it is closed and yet in the middle of an evaluation, for nobody: a call of the network cannot be interrupted."""
+        """Whether it is closed and yet in the middle of an evaluation, for nobody: such a call cannot be interrupted."""
         return self._done.is_set() and self._evaluating
 
     def seconds_to_a_free_place(self) -> float:
