@@ -225,7 +225,7 @@ def soak(running: Cluster, *, seconds: float, callers: int, seed: int) -> tuple[
     pids = {process.service.name: process.pid for process in running.group.processes}
     looks: dict[str, list[Look]] = {name: [] for name in pids}
     with Client(running.url, timeout_seconds=PATIENCE_SECONDS) as client:
-        kinds = kinds_of(client.models()[0]["samplers"])
+        kinds = kinds_of(client.models()[0]["abilities"]["samplers"])
         for kind, ask in kinds.items():  # the first of each kind, with nobody beside it
             answers.one(kind, ask, client)
     until = time.monotonic() + seconds
