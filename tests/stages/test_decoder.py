@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import io
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -11,7 +12,7 @@ from PIL import Image
 
 from tests.tiny_models import FACTS, SIZES, VAE
 from triptych.contract import DecodeRequest, ImageFormat
-from triptych.errors import InvalidValue, StageFailed, StageTimeout
+from triptych.errors import InvalidValue, StageFailed, StageNotReady, StageTimeout
 from triptych.stages.decoder import DecoderStage
 
 
@@ -155,3 +156,17 @@ async def test_two_requests_at_once_both_succeed(stage):
 async def test_past_the_deadline_there_is_no_picture(stage):
     with pytest.raises(StageTimeout, match="the decoder stage"):
         await decode(stage, some_latents(1), deadline=0.0)
+
+
+async def test_told_to_stop_it_sends_away_whom_it_cannot_answer_in_time(options):
+    stage = DecoderStage(options)
+    await asyncio.to_thread(stage.start)
+    stage._worker._patience = 0.05
+    with stage._worker._working:  # as a call would hold it
+        decoding = asyncio.create_task(decode(stage, some_latents(1)))
+        await asyncio.sleep(0.01)
+        stage.stop(hand_back_all_at=math.inf)
+        with pytest.raises(StageNotReady, match="the decoder stage is stopping"):
+            await asyncio.wait_for(decoding, 10)
+        await asyncio.to_thread(stage.close)
+        assert stage.is_at_work, "so its service knows that it must end without it"

@@ -172,3 +172,52 @@ async def test_closing_finishes_what_runs_and_refuses_what_waits(worker, monkeyp
         await waiting
     with pytest.raises(StageNotReady, match="is stopping"):
         await run(worker, lambda: None)
+
+
+@pytest.fixture
+def hasty() -> Iterator[Worker]:
+    """Its patience is short."""
+    worker = Worker(stage="decoder", queue_size=2, patience=0.05)
+    yield worker
+    worker.close()
+
+
+async def test_told_to_stop_it_finishes_what_it_can(worker):
+    gate = Gate()
+    running = asyncio.create_task(run(worker, gate))
+    await until(gate.begun)
+    waiting = asyncio.create_task(run(worker, lambda: "after that"))
+    await asyncio.sleep(0)
+    worker.stop()
+    gate.open.set()
+    assert [await running, await waiting] == ["through the gate", "after that"]
+    await asyncio.to_thread(worker.close)
+    assert not worker.is_at_work
+
+
+async def test_what_takes_too_long_then_is_left_behind_with_all_that_wait(hasty):
+    gate = Gate()
+    running = asyncio.create_task(run(hasty, gate))
+    await until(gate.begun)
+    waiting = asyncio.create_task(run(hasty, lambda: "never"))
+    await asyncio.sleep(0)
+    hasty.stop()
+    for refused in (running, waiting):
+        with pytest.raises(StageNotReady, match="the decoder stage is stopping"):
+            await asyncio.wait_for(refused, 10)
+    with pytest.raises(StageNotReady, match="is stopping"):
+        await run(hasty, lambda: None)
+    await asyncio.to_thread(hasty.close)
+    assert hasty.is_at_work
+    gate.open.set()
+
+
+async def test_a_job_that_nobody_waits_for_any_more_does_not_keep_it_open(hasty):
+    gate = Gate()
+    running = asyncio.create_task(run(hasty, gate))
+    await until(gate.begun)
+    running.cancel()
+    hasty.stop()
+    await asyncio.wait_for(asyncio.to_thread(hasty.close), 10)
+    assert hasty.is_at_work
+    gate.open.set()

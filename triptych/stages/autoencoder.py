@@ -16,15 +16,14 @@ from triptych.models.tiling import num_upper_levels
 from triptych.stages.call_batcher import CallBatcher
 from triptych.stages.finite_network import FiniteNetwork
 from triptych.stages.finite_network import Network as Run
-from triptych.stages.local_stage import LocalStage, NetworkLoader
+from triptych.stages.local_stage import CallingStage, NetworkLoader
 from triptych.stages.options import StageOptions
 from triptych.stages.tiles import TiledDecoder, TiledEncoder
-from triptych.stages.worker import Worker
 
 HalfIdentity = TypeVar("HalfIdentity", DecoderIdentity, ImageEncoderIdentity)
 
 
-class AutoencoderStage(LocalStage[HalfIdentity]):
+class AutoencoderStage(CallingStage[HalfIdentity]):
     """One half of the autoencoder.
 
     Attributes:
@@ -42,7 +41,6 @@ class AutoencoderStage(LocalStage[HalfIdentity]):
 
     def __init__(self, options: StageOptions) -> None:
         super().__init__(options)
-        self._worker = Worker(stage=self.name, queue_size=options.queue_size)
         self._finite_networks: list[FiniteNetwork] = []
 
     @staticmethod
@@ -104,6 +102,3 @@ class AutoencoderStage(LocalStage[HalfIdentity]):
         finite = FiniteNetwork(network, make_float32, name=self.title or self.name, precision=precision)
         self._finite_networks.append(finite)
         return CallBatcher(finite, self._worker, capacity=capacity)
-
-    def finish(self) -> None:
-        self._worker.close()

@@ -33,6 +33,7 @@ from triptych.errors import CheckpointError, EngineError, StageNotReady, StartEr
 from triptych.stages.batch_sizes import default_batch_sizes
 from triptych.stages.memory import Room, plan_memory
 from triptych.stages.options import StageOptions
+from triptych.stages.worker import Worker
 
 _log = logging.getLogger(__name__)
 
@@ -123,6 +124,25 @@ class LocalStage(ABC, Generic[Identity]):
         if self._identity is None:
             raise StageNotReady(f"the {self.name} stage is starting or stopping", stage=self.name)
         return self._identity
+
+
+class CallingStage(LocalStage[Identity]):
+    """A stage that answers each request with a call of its network: all but the diffusion stage, whose rows take many."""
+
+    def __init__(self, options: StageOptions) -> None:
+        super().__init__(options)
+        self._worker = Worker(stage=self.name, queue_size=options.queue_size)
+
+    @property
+    def is_at_work(self) -> bool:
+        return self._worker.is_at_work
+
+    def hand_back(self, *, all_at: float) -> None:
+        """Whoever is not answered in a while is refused, and asks elsewhere: a call leaves no state to go on from."""
+        self._worker.stop()
+
+    def finish(self) -> None:
+        self._worker.close()
 
 
 class NetworkLoader:

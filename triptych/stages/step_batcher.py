@@ -25,12 +25,10 @@ from triptych.errors import QueueFull, StageFailed
 from triptych.stages.denoising import Denoising, stopping
 from triptych.stages.evaluation import Network, Row, Shape, evaluate
 from triptych.stages.pace import Pace
+from triptych.stages.worker import SECONDS_FOR_A_CALL
 
 MOST_ROUNDS_WAITED = 4
 """Who has waited for so many turns times the number of requests comes first, whoever else is there."""
-
-SECONDS_FOR_AN_EVALUATION = 7.0
-"""That one may still take when its rows are to be handed back; then they are handed back as they were before it."""
 
 _SECONDS_PER_ROW_BEFORE_THE_FIRST_EVALUATION = 0.1
 _SHORTEST_RETRY_SECONDS = 0.1
@@ -46,7 +44,8 @@ class StepBatcher:
         shallow: The same where features are reused: the shallow networks, beside whole ones that give features.
         capacity: Rows of the network in one call. A guided picture takes two of them.
         queue_size: Pictures that may be on their way at once; one more is refused.
-        patience: Seconds that an evaluation may still take when its rows are to be handed back.
+        patience: Seconds that an evaluation may still take when its rows are to be handed back; then they are handed back as
+            they were before it.
     """
 
     def __init__(
@@ -56,7 +55,7 @@ class StepBatcher:
         shallow: Mapping[Shape, Network] = MappingProxyType({}),
         capacity: int,
         queue_size: int,
-        patience: float = SECONDS_FOR_AN_EVALUATION,
+        patience: float = SECONDS_FOR_A_CALL,
     ) -> None:
         self.capacity = capacity
         self.queue_size = queue_size

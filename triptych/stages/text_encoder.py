@@ -15,14 +15,13 @@ from triptych.errors import CheckpointError, InvalidValue
 from triptych.models.tokenizer import Tokenizer, unknown_words
 from triptych.stages.call_batcher import CallBatcher
 from triptych.stages.context_cache import ContextCache
-from triptych.stages.local_stage import LocalStage, NetworkLoader
+from triptych.stages.local_stage import CallingStage, NetworkLoader
 from triptych.stages.options import StageOptions
-from triptych.stages.worker import Worker
 
 Tokens = NDArray[np.int32]
 
 
-class TextEncoderStage(LocalStage[TextEncoderIdentity]):
+class TextEncoderStage(CallingStage[TextEncoderIdentity]):
     """See `contract.TextEncoder`."""
 
     name = StageName.TEXT_ENCODER
@@ -30,7 +29,6 @@ class TextEncoderStage(LocalStage[TextEncoderIdentity]):
     def __init__(self, options: StageOptions) -> None:
         super().__init__(options)
         self._contexts = ContextCache(options.cached_contexts)
-        self._worker = Worker(stage=self.name, queue_size=options.queue_size)
 
     def load(self, networks: NetworkLoader) -> TextEncoderIdentity:
         facts, config = networks.files.facts, networks.files.text_encoder
@@ -54,9 +52,6 @@ class TextEncoderStage(LocalStage[TextEncoderIdentity]):
             context_width=config.hidden_size,
             max_prompt_chunks=self.options.max_prompt_chunks,
         )
-
-    def finish(self) -> None:
-        self._worker.close()
 
     async def encode(self, request: EncodeRequest, *, deadline: float | None = None) -> Encoded:
         identity = await self.identity()
