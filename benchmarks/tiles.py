@@ -6,7 +6,8 @@ Needs the reference environment, and 16 GB of memory::
 
     .venv-reference/bin/python -m benchmarks.tiles
 
-`--previews` measures something else instead, on any machine: a picture by vignette's VAE beside a preview by its tiny decoder.
+`--previews` measures something else instead, on any machine: a picture by vignette's VAE beside a preview by its tiny decoder. A
+`--model` that has no tiny decoder gets one of TAESD's size with random weights.
 """
 
 from __future__ import annotations
@@ -28,7 +29,11 @@ import numpy as np
 from benchmarks.line_processes import Lines, line_process
 from benchmarks.memory import PeakMemory
 from benchmarks.report import circumstances, describe, markdown_table, write_results
+from triptych.checkpoints.diffusers_folder import save_json
+from triptych.checkpoints.registry import find_model
+from triptych.checkpoints.weights import half_precision_file
 from triptych.contract import DecodeRequest
+from triptych.models.config import TinyVAEConfig
 from triptych.serving.settings import StageSettings, read_settings
 from triptych.stages.decoder import DecoderStage
 
@@ -107,13 +112,17 @@ def measure_side(task: Mapping[str, Any], tile_sides: Sequence[int], pictures: i
 
 async def measure_previews(model: str, pictures: int) -> dict[str, Any]:
     """Seconds of the same latents, one row at the model's first size, as a picture and as a preview in turns."""
-    with tempfile.TemporaryDirectory() as cache:
-        stage = DecoderStage(read_settings(StageSettings, model=model, cache_folder=Path(cache), batch_sizes=(1,)))
+    with tempfile.TemporaryDirectory() as folder:
+        tiny = None
+        if find_model(model).tiny_vae is None:
+            tiny = Path(folder) / "taesd"
+            write_random_tiny_decoder(tiny)
+        cache = Path(folder) / "cache"
+        settings = read_settings(StageSettings, model=model, cache_folder=cache, batch_sizes=(1,), preview_decoder=tiny)
+        stage = DecoderStage(settings)
         await asyncio.to_thread(stage.start)
         try:
             identity = await stage.identity()
-            if not identity.has_preview_decoder:
-                raise SystemExit(f"{model} has no decoder for previews: python -m training tiny-decoder")
             width, height = identity.sizes[0]
             rows = (1, height // identity.downsampling, width // identity.downsampling, identity.latent_channels)
             latents = np.random.default_rng(0).standard_normal(rows, np.float32)
@@ -126,8 +135,19 @@ async def measure_previews(model: str, pictures: int) -> dict[str, Any]:
         finally:
             stage.close()
     medians = {name: statistics.median(taken[1:]) for name, taken in seconds.items()}
-    told = {"model": model, "size": [width, height], "precision": identity.numerics.precision, "pictures": pictures}
+    told = {"size": [width, height], "precision": identity.numerics.precision, "pictures": pictures}
     return {**told, "seconds": medians, "ratio": medians["picture"] / medians["preview"]}
+
+
+def write_random_tiny_decoder(folder: Path) -> None:
+    """Of TAESD's size."""
+    os.environ.setdefault("KERAS_BACKEND", "openvino")
+    from triptych.models.tiny_vae import build_tiny_decoder
+
+    config = TinyVAEConfig()
+    folder.mkdir()
+    save_json(folder / "config.json", {"_class_name": "AutoencoderTiny", **config.to_dict()})
+    (folder / "diffusion_pytorch_model.safetensors").write_bytes(half_precision_file([build_tiny_decoder(config)]))
 
 
 def report_previews(found: Mapping[str, Any]) -> str:
@@ -167,8 +187,10 @@ def main() -> None:
         return
     if arguments.previews:
         told = circumstances(PACKAGES) | {"command": "python -m benchmarks.tiles --previews"}
-        found = asyncio.run(measure_previews(arguments.model or "vignette", arguments.pictures))
-        write_results("previews", told | found)
+        model = arguments.model or "vignette"
+        found = asyncio.run(measure_previews(model, arguments.pictures))
+        name = find_model(model).facts.model
+        write_results("previews" if name == "vignette" else f"previews-{name}", told | found | {"model": name})
         print(report_previews(found), "\n\n" + describe(told))
         return
     told = circumstances(PACKAGES) | {"command": "python -m benchmarks.tiles"}  # where the folder lies is nobody's business

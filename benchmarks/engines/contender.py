@@ -46,6 +46,27 @@ def ours(network: Network, checkpoint: Path, inputs: Arrays, task: Mapping[str, 
     return precision, partial(compiled, inputs)
 
 
+def ours_in_int8(network: Network, checkpoint: Path, inputs: Arrays, task: Mapping[str, Any]) -> tuple[str, Run]:
+    """As a stage runs it in int8, by what `triptych quantize` has made of it before."""
+    from triptych.cli.models import stage_settings
+    from triptych.engines import RowSpec
+    from triptych.stages.local_stage import QUANTIZABLE, NetworkLoader
+
+    rows = {name: RowSpec(shape=array.shape[1:], dtype=array.dtype.name) for name, array in inputs.items()}
+    options = stage_settings(
+        str(checkpoint),
+        engine="openvino",
+        precision="int8",
+        threads=task["threads"],
+        batch_sizes=(len(next(iter(inputs.values()))),),
+        exact=False,
+        cache_folder=Path(task["cache"]),
+    )
+    loader = NetworkLoader(options, QUANTIZABLE[network])
+    compiled = loader.load(network, rows)
+    return f"int8 and {loader.numerics.float_precision}", partial(compiled, inputs)
+
+
 def diffusers_on_openvino(network: Network, checkpoint: Path, inputs: Arrays, task: Mapping[str, Any]) -> tuple[str, Run]:
     """Diffusers' network, converted by OpenVINO, at fixed shapes and OpenVINO's own choice of precision."""
     import openvino as ov
@@ -105,6 +126,7 @@ def matrix_product(_network: Network, _checkpoint: Path, _inputs: Arrays, task: 
 
 CONTENDERS: Mapping[str, Callable[[Network, Path, Arrays, Mapping[str, Any]], tuple[str, Run]]] = {
     "ours": ours,
+    "ours-int8": ours_in_int8,
     "diffusers-openvino": diffusers_on_openvino,
     "diffusers-bfloat16": partial(diffusers, "bfloat16"),
     "diffusers-float32": partial(diffusers, "float32"),
