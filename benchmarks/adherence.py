@@ -65,6 +65,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="the model's own unless told")
     parser.add_argument("--guidance", type=float, help="the model's own unless told")
     parser.add_argument("--cache-interval", type=int, default=1, help="see benchmarks.reuse")
+    parser.add_argument("--guidance-start", type=float, default=0.0, help="share of the steps from which on there is guidance")
+    parser.add_argument("--guidance-end", type=float, default=1.0, help="share of the steps up to which there is")
     parser.add_argument("--seed", type=int, default=4)
     parser.add_argument("--sheet", type=Path, help="where to write a contact sheet of the first of them")
     parser.add_argument("--drawn-sheet", type=Path, help="where to write the same scenes as the world draws them")
@@ -120,6 +122,8 @@ async def measure(
         "num_steps": arguments.steps or facts.num_steps,
         "guidance_scale": arguments.guidance or facts.guidance_scale,
         "cache_interval": arguments.cache_interval,
+        "guidance_start": arguments.guidance_start,
+        "guidance_end": arguments.guidance_end,
     }
     async with local_pipeline(arguments.model, feature_reuse=arguments.cache_interval > 1) as pipeline:
         started = time.perf_counter()

@@ -1,9 +1,10 @@
-"""What reusing the U-Net's features costs in likeness and gains in time. `python -m benchmarks.reuse --help`.
+"""What leaving out parts of the U-Net's work costs in likeness and gains in time. `python -m benchmarks.reuse --help`.
 
 The same prompts and seeds go through the real pipeline under every `cache_interval`, one picture after the other: in each round
-one of each, and every round begins with another. Seconds are the diffusion stage's for a picture; how much faster it is, is
-the median of the rounds' own ratios, so that what slows a round down falls out. Likeness is the PSNR of a picture to that of the
-same seed without reuse. Random weights (`--full-size`) give the time of a real size, and pictures that say nothing.
+one of each, and every round begins with another. With `--guidance-start` or `--guidance-end` they go through it under that
+guidance interval too. Seconds are the diffusion stage's for a picture; how much faster it is, is the median of the rounds' own
+ratios, so that what slows a round down falls out. Likeness is the PSNR of a picture to that of the same seed with nothing left
+out. Random weights (`--full-size`) give the time of a real size, and pictures that say nothing.
 
 A full-size model is written by the reference environment::
 
@@ -32,6 +33,9 @@ from triptych.contract import StageName
 from triptych.pipeline import Generated, GenerateRequest, Pipeline
 
 INTERVALS = (1, 2, 3, 5)
+PLAIN = "1"
+"""With nothing left out."""
+
 PACKAGES = ("triptych", "keras", "openvino", "numpy")
 
 
@@ -52,6 +56,8 @@ def main() -> None:
     parser.add_argument("--sampler", help="the model's own unless told")
     parser.add_argument("--steps", type=int, help="the model's own unless told")
     parser.add_argument("--guidance", type=float, help="the model's own unless told")
+    parser.add_argument("--guidance-start", type=float, default=0.0, help="share of the steps from which on there is guidance")
+    parser.add_argument("--guidance-end", type=float, default=1.0, help="share of the steps up to which there is")
     parser.add_argument("--seed", type=int, default=7, help="of the prompts; those of the pictures are counted from 0")
     parser.add_argument(
         "--keep", nargs="?", const="reuse", metavar="NAME", help="keep the numbers in benchmarks/results/NAME.json"
@@ -81,7 +87,7 @@ async def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "num_steps": arguments.steps or facts.num_steps,
         "guidance_scale": facts.guidance_scale if arguments.guidance is None else arguments.guidance,
     }
-    intervals = sorted({1, *arguments.intervals})
+    ways = ways_of(arguments.intervals, arguments.guidance_start, arguments.guidance_end)
     _, prompts = kept_out_prompts(arguments.pictures + 1, Grammar.FULL, arguments.seed)
     told = circumstances(PACKAGES)
     width, height = facts.sizes[0]
@@ -89,33 +95,43 @@ async def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     async with local_pipeline(arguments.model, feature_reuse=True) as pipeline:
         for number, prompt in enumerate(prompts):
             request = GenerateRequest(prompt=prompt, seed=number, width=width, height=height, **settings)
-            rounds.append({n: await make(pipeline, request, n) for n in rotated(intervals, number)})
+            rounds.append({way: await make(pipeline, replace(request, **ways[way])) for way in rotated(list(ways), number)})
     return {
         **told,
         "model": "Stable Diffusion 1.5's size, random weights" if arguments.full_size else facts.model,
         "size": f"{width}x{height}",
         "pictures": arguments.pictures,
         **settings,
-        "intervals": {str(n): compared([(each[1], each[n]) for each in rounds[1:]]) for n in intervals},
+        "intervals": {way: compared([(each[PLAIN], each[way]) for each in rounds[1:]]) for way in ways},
     }
 
 
-async def make(pipeline: Pipeline, request: GenerateRequest, cache_interval: int) -> Made:
-    """The picture of a request under an interval."""
-    async for event in pipeline.generate(replace(request, cache_interval=cache_interval)):
+def ways_of(intervals: Sequence[int], guidance_start: float, guidance_end: float) -> dict[str, dict[str, Any]]:
+    """Parameters of requests by what a way is called, `PLAIN` first: every interval alone, then with the guidance interval."""
+    ways: dict[str, dict[str, Any]] = {str(n): {"cache_interval": n} for n in sorted({int(PLAIN), *intervals})}
+    guidance = {"guidance_start": guidance_start, "guidance_end": guidance_end}
+    if (guidance_start, guidance_end) != (0, 1):
+        words = f"guidance from {guidance_start:g} to {guidance_end:g}"
+        ways |= {f"{n}, {words}": {**way, **guidance} for n, way in ways.items()}
+    return ways
+
+
+async def make(pipeline: Pipeline, request: GenerateRequest) -> Made:
+    """The picture of a request."""
+    async for event in pipeline.generate(request):
         if isinstance(event, Generated):
             return Made(seconds=event.seconds[StageName.DIFFUSION], image=np.asarray(event.images[0]))
     raise AssertionError("a pipeline ends in pictures")
 
 
-def rotated(intervals: Sequence[int], number: int) -> list[int]:
+def rotated(ways: Sequence[str], number: int) -> list[str]:
     """All of them, with another one first in every round."""
-    first = number % len(intervals)
-    return [*intervals[first:], *intervals[:first]]
+    first = number % len(ways)
+    return [*ways[first:], *ways[:first]]
 
 
 def compared(pairs: Sequence[tuple[Made, Made]]) -> dict[str, Any]:
-    """What an interval does, from pairs of a picture without reuse and the same picture under the interval."""
+    """What a way does, from pairs of a picture with nothing left out and the same picture made that way."""
     likeness = [psnr(plain.image, reused.image) for plain, reused in pairs]
     return {
         "seconds": round(statistics.median(reused.seconds for _, reused in pairs), 3),

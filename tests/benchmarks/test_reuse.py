@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from benchmarks.reuse import Made, compared, psnr, rotated, summary
+from benchmarks.reuse import Made, compared, psnr, rotated, summary, ways_of
 
 
 def made(seconds: float, level: int) -> Made:
@@ -15,9 +15,20 @@ def made(seconds: float, level: int) -> Made:
 
 
 def test_every_interval_comes_first_as_often_as_the_others() -> None:
-    rounds = [rotated([1, 2, 5], number) for number in range(6)]
-    assert [each[0] for each in rounds] == [1, 2, 5] * 2
-    assert all(sorted(each) == [1, 2, 5] for each in rounds)
+    rounds = [rotated(["1", "2", "5"], number) for number in range(6)]
+    assert [each[0] for each in rounds] == ["1", "2", "5"] * 2
+    assert all(sorted(each) == ["1", "2", "5"] for each in rounds)
+
+
+def test_a_guidance_interval_is_tried_beside_every_interval_of_reuse() -> None:
+    assert ways_of([3], 0, 1) == {"1": {"cache_interval": 1}, "3": {"cache_interval": 3}}
+    guided = {"guidance_start": 0.2, "guidance_end": 0.8}
+    assert ways_of([3], 0.2, 0.8) == {
+        "1": {"cache_interval": 1},
+        "3": {"cache_interval": 3},
+        "1, guidance from 0.2 to 0.8": {"cache_interval": 1, **guided},
+        "3, guidance from 0.2 to 0.8": {"cache_interval": 3, **guided},
+    }
 
 
 def test_likeness_is_in_decibels_of_the_whole_range() -> None:
