@@ -256,8 +256,13 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        jobs = {"TRIPTYCH_JOBS_DATABASE": str(folder / "jobs.sqlite3"), "TRIPTYCH_JOBS_STORE": str(folder / "store")}
-        with cluster(folder, replicas=1, environment=jobs) as running:
+        environment = {
+            "TRIPTYCH_JOBS_DATABASE": str(folder / "jobs.sqlite3"),
+            "TRIPTYCH_JOBS_STORE": str(folder / "store"),
+            # Full before anything is compared: the 64 MiB that it has by default are an hour's prompts here.
+            "TRIPTYCH_CONTEXT_CACHE_BYTES": str(2**20),
+        }
+        with cluster(folder, replicas=1, environment=environment) as running:
             answers, looks = soak(running, seconds=60 * options.minutes, callers=options.callers, seed=options.seed)
     for line in [*(f"{number} x {kind}" for kind, number in answers.done.most_common()), *told(looks)]:
         print(line)  # noqa: T201
