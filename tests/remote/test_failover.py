@@ -15,7 +15,7 @@ from tests.fakes import NUMERICS, FakeDiffusion, with_profile
 from tests.gateway.running import until
 from triptych.contract import Denoised, DenoiseEvent, DenoiseRequest, Progress, State
 from triptych.errors import Conflict, InvalidValue, QueueFull, StageBrokeOff, StageFailed, StageNotReady, StageTimeout, TooLarge
-from triptych.remote import Patience, ReplicatedDiffusion, failover, replicas
+from triptych.remote import Patience, ReplicatedDiffusion, breaker, failover, replicas
 
 REQUEST = DenoiseRequest(
     context=np.ones((1, 77, 768), np.float32),
@@ -138,6 +138,14 @@ async def test_one_that_breaks_off_everywhere_is_told_in_the_end() -> None:
     with pytest.raises(StageBrokeOff):
         await events_of(ReplicatedDiffusion(stages, patience=PATIENT))
     assert sum(len(each.asked) for each in stages.values()) == replicas.MOST_FAILURES
+
+
+async def test_one_that_gets_somewhere_each_time_does_not_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(breaker, "FIRST_REST_SECONDS", 600.0)
+    stage = ReplicatedDiffusion(alone(Breaking(*[BROKE] * 5, after=1)), patience=PATIENT)
+    async with asyncio.timeout(30):
+        assert bytes_of(await events_of(stage)) == bytes_of(await undisturbed())
+    assert stage.replicas[0].failures == 5
 
 
 async def test_it_waits_for_the_same_address_to_come_back() -> None:

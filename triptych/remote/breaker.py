@@ -60,6 +60,7 @@ class CircuitBreaker:
                 self._is_probed = False
 
     def succeed(self) -> None:
+        """It answered, also where more of the answer is to come: then it works, whatever becomes of the rest."""
         self._failures = 0
 
     def fail(self, began: float) -> None:

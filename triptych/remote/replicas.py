@@ -10,8 +10,9 @@
     it is too small for the request                nothing                          goes to another; refused where all are
     it refuses the request                         nothing                          is refused
 
-After `breaker.FAILURES_TO_OPEN` failures without a success it rests. Where there is no other, a request that has lost nothing yet
-is told so at once: whoever sent it waits. One that has something to lose waits here, for any replica, the same one included.
+After `breaker.FAILURES_TO_OPEN` failures without an answer between them it rests; a denoising answers with each evaluation. Where
+there is no other, a request that has lost nothing yet is told so at once: whoever sent it waits. One that has something to lose
+waits here, for any replica, the same one included.
 Replicas must be alike in all that decides a picture; only their `numerics` may differ.
 """
 
@@ -198,8 +199,8 @@ class Replicas(Generic[StageT]):
         async with aclosing(watched(ask(replica.stage), patience=patience, suspect=suspect)) as answers:
             async for answer in answers:
                 heard_at = time.monotonic()
+                replica.breaker.succeed()
                 yield answer
-        replica.breaker.succeed()
 
     async def call(self, ask: Callable[[StageT], Awaitable[T]], *, rows: int, deadline: float | None, keep: bool = False) -> T:
         """The answer of a replica to one question.
