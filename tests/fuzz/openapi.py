@@ -38,6 +38,9 @@ CHECKS = [
 REFUSAL = [*CHECKS, negative_data_rejection]
 """Wrong data is refused. Not asked of forms, where all is text and `0` is as good as `false`."""
 
+UNNEGATABLE = "Unsupported type: 'Binary'"
+"""What schemathesis stumbles over, now and then, where it makes a wrong form of a right one with a file in it."""
+
 MAX_GROWTH_BYTES = 32 * 2**20
 
 
@@ -67,15 +70,14 @@ def try_operation(operation: APIOperation, cases: int) -> None:
     Where there are fewer different requests than cases, which is one where nothing can be said, they are sent again.
     """
     try:
-        tried = _try(operation, schemathesis.GenerationMode.NEGATIVE, cases // 2)
+        _try(operation, schemathesis.GenerationMode.NEGATIVE, cases // 2)
     except Unsatisfiable:  # there is nothing to be wrong in it, or any text is right
-        tried = 0
-    while tried < cases:
-        tried += _try(operation, schemathesis.GenerationMode.POSITIVE, cases - tried)
+        _try(operation, schemathesis.GenerationMode.POSITIVE, cases)
+    else:
+        _try(operation, schemathesis.GenerationMode.POSITIVE, cases - cases // 2)
 
 
-def _try(operation: APIOperation, mode: schemathesis.GenerationMode, cases: int) -> int:
-    """How many were tried."""
+def _try(operation: APIOperation, mode: schemathesis.GenerationMode, cases: int) -> None:
     tried = 0
 
     @settings(
@@ -92,8 +94,12 @@ def _try(operation: APIOperation, mode: schemathesis.GenerationMode, cases: int)
         checks = CHECKS if case.media_type == "multipart/form-data" else REFUSAL
         case.validate_response(case.call(timeout=30), checks=checks)
 
-    try_one()
-    return tried
+    while tried < cases:
+        try:
+            try_one()
+        except ValueError as error:
+            if UNNEGATABLE not in str(error):
+                raise
 
 
 def main() -> None:
