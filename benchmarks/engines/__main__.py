@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.engines.contender import CONTENDERS, MATRIX_SIDE
+from benchmarks.engines.contender import CONTENDERS, MATRIX_PRODUCTS, MATRIX_SIDE
 from benchmarks.engines.workloads import NETWORKS, inputs_of, operations_of
 from benchmarks.line_processes import LineProcess, ScriptEnded, line_process
 from benchmarks.memory import resident_memory
@@ -105,7 +105,7 @@ def measure(rivals: Rivals, rounds: int) -> dict[str, Any]:
         busy = meter.read()
         memory = {name: asdict(resident_memory(process.pid)) for name, process in running.items()}
         precision = {name: process.facts["precision"] for name, process in running.items()}
-    peak = 2 * MATRIX_SIDE**3 / statistics.median(seconds[PEAK])
+    peak = MATRIX_PRODUCTS * 2 * MATRIX_SIDE**3 / statistics.median(seconds[PEAK])
     return {
         "operations": operations,
         "peak_operations_per_second": peak,
