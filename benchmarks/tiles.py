@@ -186,8 +186,9 @@ def main() -> None:
         serve(json.loads(arguments.serve))
         return
     if arguments.previews:
-        told = circumstances(PACKAGES) | {"command": "python -m benchmarks.tiles --previews"}
         model = arguments.model or "vignette"
+        given = "" if arguments.model is None else " --model FOLDER"
+        told = circumstances(PACKAGES) | {"command": f"python -m benchmarks.tiles --previews{given}"}
         found = asyncio.run(measure_previews(model, arguments.pictures))
         name = find_model(model).facts.model
         write_results("previews" if name == "vignette" else f"previews-{name}", told | found | {"model": name})
