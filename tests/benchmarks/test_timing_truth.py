@@ -137,8 +137,12 @@ async def test_a_stage_that_does_not_tell_is_named(plain: Running) -> None:
 
 async def test_somebody_else_at_a_stage_is_noticed(plain: Running) -> None:
     asked = Asked(num_images=1, num_steps=20, width=WIDTH, height=HEIGHT, seed=0)
-    with pytest.raises(MeasurementError, match="somebody else"):
-        await asyncio.gather(*(ask_for_parts(plain.url, plain.remote, asked) for _ in range(2)))
+    both = (ask_for_parts(plain.url, plain.remote, asked) for _ in range(2))
+    # Both come to their end: one that the loop's end cut off in mid-connection would leave its socket to some later test.
+    told = await asyncio.gather(*both, return_exceptions=True)
+    errors = [each for each in told if isinstance(each, BaseException)]
+    assert errors
+    assert all(isinstance(error, MeasurementError) and "somebody else" in str(error) for error in errors)
 
 
 @asynccontextmanager
