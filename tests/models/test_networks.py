@@ -16,6 +16,7 @@ from triptych.models.config import (
     STABLE_DIFFUSION_1_5_UNET,
     STABLE_DIFFUSION_1_5_VAE,
 )
+from triptych.models.layers import UpsamplingConv2D
 from triptych.models.text_encoder import build_text_encoder
 from triptych.models.unet import build_shallow_unet, build_unet
 from triptych.models.vae import build_vae_decoder, build_vae_encoder
@@ -127,6 +128,24 @@ def _inner_format(network: Any) -> str:
 
 
 # What depends on what
+
+
+@pytest.mark.parametrize("use_bias", [True, False])
+def test_an_upsampling_convolution_is_that_of_the_larger_image(use_bias: bool):
+    if keras.config.backend() != "openvino":
+        pytest.skip("it is for channels first, which is OpenVINO's")
+    options = {"data_format": "channels_first", "padding": "same", "use_bias": use_bias, "name": "conv"}
+    image = keras.Input((8, None, None), name="image")
+    larger = keras.layers.UpSampling2D(2, data_format="channels_first")(image)
+    both = [keras.layers.Conv2D(6, 3, **options)(larger), UpsamplingConv2D(6, 3, **options)(image)]
+    two_layers, one_layer = (keras.Model({"image": image}, {"image": output}) for output in both)
+    randomize(two_layers, 1)
+    randomize(one_layer, 1)
+    assert one_layer.outputs[0].shape == two_layers.outputs[0].shape == (None, 6, None, None)
+    seen = {"image": np.random.default_rng(2).standard_normal((2, 8, 5, 7)).astype(np.float32)}
+    expected, found = (run_network(each, seen)["image"] for each in (two_layers, one_layer))
+    assert found.shape == (2, 6, 10, 14)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_a_token_is_seen_only_by_those_after_it():

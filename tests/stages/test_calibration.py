@@ -204,13 +204,15 @@ assert not sys.modules.keys() & {{"keras", "tensorflow", "jax", "nncf"}}
     subprocess.run([sys.executable, "-c", code], cwd=root, check=True)
 
 
-def test_the_first_and_the_last_layer_and_those_of_the_timestep_stay_in_float(quantized):
+def test_what_all_passes_through_and_what_reads_large_values_stays_in_float(quantized):
     (path,) = quantized.quantized_folder.glob("unet-*/network.xml")
     graph = ov.Core().read_model(path)
     kept = layers_to_keep(graph)
     types = [node.get_type_name() for node in graph.get_ops() if node.get_friendly_name() in kept]
-    # The time embedding is two layers, and each residual block has one that hears of it: 2 down, 2 in the middle, 4 up.
-    assert sorted(types) == ["Convolution"] * 2 + ["MatMul"] * 10
+    # The first and the last convolution; shortcuts of all eight residual blocks but one down and two in the middle; and what each
+    # of four transformers ends in. The time embedding is two layers, and each residual block has one that hears of it; the
+    # feed-forward of each transformer ends in one.
+    assert sorted(types) == ["Convolution"] * (2 + 5 + 4) + ["MatMul"] * (2 + 8 + 4)
     fakes = [node for node in graph.get_ops() if node.get_friendly_name() in kept and _is_quantized(node)]
     assert fakes == []
 
@@ -266,11 +268,12 @@ async def test_the_unet_in_int8_reuses_features_whoever_its_mates_are(quantized_
 
 def test_features_are_not_the_last_layers_output(quantized_for_reuse):
     """Of the layers that give them none is kept in float for it; the shallow network begins and ends where the whole one does."""
-    for part, (down, middle, up) in {"whole": (2, 2, 4), "shallow": (1, 0, 2)}.items():
+    for part, (resnets, shortcuts, transformers) in {"whole": (8, 5, 4), "shallow": (3, 2, 0)}.items():
         (path,) = quantized_for_reuse.quantized_folder.glob(f"unet_{part}-*/network.xml")
         graph = ov.Core().read_model(path)
         types = [node.get_type_name() for node in graph.get_ops() if node.get_friendly_name() in layers_to_keep(graph)]
-        assert sorted(types) == ["Convolution"] * 2 + ["MatMul"] * (2 + down + middle + up), part
+        convolutions, products = 2 + shortcuts + transformers, 2 + resnets + transformers
+        assert sorted(types) == ["Convolution"] * convolutions + ["MatMul"] * products, part
 
 
 def test_without_the_networks_of_feature_reuse_the_start_is_refused_with_the_command(quantized):

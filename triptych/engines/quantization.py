@@ -22,6 +22,7 @@ from triptych.errors import EngineError
 _log = logging.getLogger(__name__)
 
 _LAYERS = frozenset({"Convolution", "GroupConvolution", "MatMul"})
+_PASSING = frozenset({"Convert", "Reshape", "Unsqueeze", "Squeeze", "Transpose"})
 
 
 def check_quantizer() -> None:
@@ -46,9 +47,10 @@ def quantize(
 ) -> tuple[Quantized, bool]:
     """The network in int8, and whether it was kept already, in which case it stays as it is.
 
-    Activations are quantized by the ranges that they have on the inputs, weights channel by channel by their own. The first and
-    the last convolution stay as they are, and so does what depends on the timestep alone: they take hardly any time, and all
-    that the others make passes through them.
+    Activations are quantized by the ranges that they have on the inputs, weights channel by channel by their own. Some layers
+    stay as they are. The first and the last convolution, and what depends on the timestep alone, take hardly any time, and all
+    that the others make passes through them. What looks at single pixels or tokens, and reads what no normalization has bounded,
+    would lose most of it to a few large values: shortcuts, the ends of transformers and of their gated feed-forwards.
 
     Args:
         source: The network in float.
@@ -78,8 +80,11 @@ def quantize(
 
 def _quantized(model: ov.Model, inputs: Sequence[Arrays]) -> ov.Model:
     nncf = _import_nncf()
+    from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters, AdvancedSmoothQuantParameters
+    from nncf.quantization.range_estimator import RangeEstimatorParametersSet
+
     kept = sorted(layers_to_keep(model))
-    # What attends is quantized as a transformer is: its products of activations with care, and outliers moved into the weights.
+    # What attends is quantized as a transformer is: its products of activations with care.
     attends = any(each.get_type_name() == "ScaledDotProductAttention" for each in model.get_ops())
     _log.info("quantizing %s: %d layers stay in float", model.get_friendly_name(), len(kept))
     with contextlib.redirect_stdout(sys.stderr):  # bars of progress
@@ -91,6 +96,12 @@ def _quantized(model: ov.Model, inputs: Sequence[Arrays]) -> ov.Model:
                 model_type=nncf.ModelType.TRANSFORMER if attends else None,
                 subset_size=len(inputs),
                 ignored_scope=nncf.IgnoredScope(names=kept),
+                advanced_parameters=AdvancedQuantizationParameters(
+                    # A mean over the inputs, its default, would cut off what the last steps of sampling see.
+                    activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX,
+                    # Outliers moved into the weights cost vignette more than they save.
+                    smooth_quant_alphas=AdvancedSmoothQuantParameters(convolution=-1, matmul=-1),
+                ),
             )
         except (RuntimeError, nncf.InternalError, nncf.ValidationError, nncf.UnsupportedModelError) as error:
             raise EngineError(f"NNCF cannot quantize {model.get_friendly_name()}: {error}") from error
@@ -113,7 +124,36 @@ def layers_to_keep(model: ov.Model) -> set[str]:
     # What one evaluation leaves to later ones goes through more layers there, the last one among them.
     results = [output.get_node() for output in model.outputs if "features" not in output.get_names()]
     last = set(_nearest_layers(results, _sources))
-    return of_timestep | first | last
+    unbounded = {layer.get_friendly_name() for layer in model.get_ops() if _is_pointwise(layer) and _reads_unbounded(layer)}
+    return of_timestep | first | last | unbounded
+
+
+def _is_pointwise(layer: Any) -> bool:
+    """What looks at one pixel or token at a time."""
+    kind = layer.get_type_name()
+    return kind == "MatMul" or (kind == "Convolution" and list(layer.get_input_shape(1)[2:]) == [1, 1])
+
+
+def _reads_unbounded(layer: Any) -> bool:
+    """Whether its input is a sum, a product or several activations side by side, and not what a normalization ends in."""
+    source = _through(next(_sources(layer)))
+    before = {_through(each).get_type_name() for each in _sources(source)}
+    match source.get_type_name():
+        case "Concat":
+            return True
+        case "Multiply":
+            return "Constant" not in before
+        case "Add":
+            return "Multiply" not in before  # of which a normalization's last sum is one
+        case _:
+            return False
+
+
+def _through(node: Any) -> Any:
+    """What passes through a node that changes no value, or the node."""
+    while node.get_type_name() in _PASSING:
+        node = next(_sources(node))
+    return node
 
 
 def _layers_after(node: Any) -> Iterator[str]:

@@ -53,6 +53,41 @@ class TokensToImage(layers.Layer):
         return keras.KerasTensor(image.shape, dtype=tokens.dtype)
 
 
+class UpsamplingConv2D(layers.Conv2D):
+    """A 3x3 convolution of an image made twice as large, each pixel four times, without ever making it.
+
+    Of nine pixels that the kernel sees there, several are the same one here. So each of the four that a pixel becomes is a 2x2
+    convolution of the image as it is, by sums of the kernel: the same but for rounding, at 4 multiplications instead of 9.
+    Channels first.
+    """
+
+    def call(self, inputs):
+        parts = [self._part(inputs, below, right) for below in (0, 1) for right in (0, 1)]
+        batch, channels, height, width = ops.shape(parts[0])
+        blocks = ops.reshape(ops.concatenate(parts, axis=1), (batch, 2, 2, channels, height, width))
+        return ops.reshape(ops.transpose(blocks, (0, 3, 4, 1, 5, 2)), (batch, channels, 2 * height, 2 * width))
+
+    def _part(self, inputs, below, right):
+        """The upper or lower, left or right one of the four."""
+        kernel = _halved(_halved(self.kernel, 0, below), 1, right)
+        padded = ops.pad(inputs, ((0, 0), (0, 0), (1 - below, below), (1 - right, right)))
+        part = ops.conv(padded, kernel, padding="valid", data_format="channels_first")
+        return part + ops.reshape(self.bias, (1, -1, 1, 1)) if self.use_bias else part
+
+    def compute_output_shape(self, input_shape):
+        batch, _, height, width = input_shape
+        return (batch, self.filters, height and 2 * height, width and 2 * width)
+
+    def compute_output_spec(self, inputs):
+        return keras.KerasTensor(self.compute_output_shape(inputs.shape), dtype=self.compute_dtype)
+
+
+def _halved(kernel, axis, later):
+    """Three taps on doubled pixels as two on the pixels: the earlier double sees the first alone, the later one the last."""
+    first, middle, last = ops.split(kernel, 3, axis=axis)
+    return ops.concatenate([first + middle, last] if later else [first, middle + last], axis=axis)
+
+
 def dense(x, name, units, *, use_bias=True, kernel_initializer="glorot_uniform"):
     return layers.Dense(units, use_bias=use_bias, kernel_initializer=kernel_initializer, name=name)(x)
 
@@ -100,8 +135,8 @@ class ImageLayers:
 
     # Layers
 
-    def conv(self, x, name, channels, kernel_size=3, *, strides=1, padding="same", use_bias=True):
-        return layers.Conv2D(
+    def conv(self, x, name, channels, kernel_size=3, *, strides=1, padding="same", use_bias=True, layer=layers.Conv2D):
+        return layer(
             channels,
             kernel_size,
             strides=strides,
@@ -111,6 +146,12 @@ class ImageLayers:
             kernel_initializer=self.kernel_initializer,
             name=name,
         )(x)
+
+    def upsampling_conv(self, x, name, channels, *, use_bias=True):
+        """A convolution of the image at twice its size. Where channels are first is OpenVINO, on which one layer was measured."""
+        if self.channels_first:
+            return self.conv(x, name, channels, use_bias=use_bias, layer=UpsamplingConv2D)
+        return self.conv(layers.UpSampling2D(2, data_format=self.data_format)(x), name, channels, use_bias=use_bias)
 
     def dense(self, x, name, units, *, use_bias=True):
         return dense(x, name, units, use_bias=use_bias, kernel_initializer=self.kernel_initializer)
@@ -127,8 +168,7 @@ class ImageLayers:
         return self.conv(padded, f"{name}.conv", self.channels(x), strides=2, padding="valid")
 
     def upsample(self, x, name):
-        larger = layers.UpSampling2D(2, data_format=self.data_format)(x)
-        return self.conv(larger, f"{name}.conv", self.channels(x))
+        return self.upsampling_conv(x, f"{name}.conv", self.channels(x))
 
     # Blocks
 

@@ -25,10 +25,11 @@ def build_tiny_decoder(config: TinyVAEConfig, *, data_format=None, kernel_initia
         is_last = level == len(config.num_decoder_blocks) - 1
         for _ in range(num_blocks):
             x = _block(net, x, next(names))
-        if not is_last:
+        if is_last:
+            x = net.conv(x, next(names), config.out_channels)
+        else:
             next(names)
-            x = keras.layers.UpSampling2D(2, data_format=net.data_format)(x)
-        x = net.conv(x, next(names), config.out_channels if is_last else config.width, use_bias=is_last)
+            x = net.upsampling_conv(x, next(names), config.width, use_bias=False)
     return keras.Model({"latents": latents}, {"images": net.leave(2 * x - 1)}, name="tiny_decoder")
 
 
