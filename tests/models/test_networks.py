@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -11,6 +13,8 @@ import numpy as np
 import pytest
 
 from tests.tiny_models import TEXT_ENCODER, UNET, VAE, randomize, run_network
+from triptych.engines import NetworkSource, RowSpec
+from triptych.engines.openvino import OpenVINOEngine
 from triptych.models.config import (
     STABLE_DIFFUSION_1_5_TEXT_ENCODER,
     STABLE_DIFFUSION_1_5_UNET,
@@ -212,3 +216,39 @@ def test_mixed_precision_leaves_timesteps_weights_and_norms_in_float32():
     assert unet.get_layer("time_proj").output.dtype == "float32"
     assert unet.get_layer("conv_in").output.dtype == "bfloat16"
     assert {variable.dtype for variable in unet.weights} == {"float32"}
+
+
+# What OpenVINO makes of them
+
+
+@pytest.mark.parametrize(
+    ("build", "config", "shapes"),
+    [
+        (build_text_encoder, TEXT_ENCODER, {"tokens": (1, 16)}),
+        (build_unet, UNET, {name: array.shape for name, array in UNET_INPUTS.items()}),
+        (build_vae_decoder, VAE, {"latents": (1, 2, 4, 4)}),
+    ],
+    ids=["text_encoder", "unet", "vae_decoder"],
+)
+def test_openvino_normalizes_and_enlarges_in_one_operation_each(
+    build: Callable[..., Any], config: Any, shapes: dict[str, tuple[int, ...]], tmp_path: Path
+):
+    if keras.config.backend() != "openvino":
+        pytest.skip("it is about OpenVINO")
+    import openvino as ov
+
+    network = build(config)
+    randomize(network, 0)
+    rows = {name: RowSpec(shape=shapes[name][1:], dtype=network_input.dtype) for name, network_input in network.input.items()}
+    source = NetworkSource(name="network", build=lambda: network, key={})
+    folder = OpenVINOEngine(threads=1).graph_folder(source, rows, tmp_path)
+    graph = ov.Core().read_model(folder / "network.xml")
+    graph.reshape({name: list(shape) for name, shape in shapes.items()})
+    compiled = ov.Core().compile_model(graph, "CPU").get_runtime_model()
+    found = Counter(node.get_rt_info()["layerType"].astype(str) for node in compiled.get_ops())
+    norms = [
+        layer for layer in network.layers if isinstance(layer, (keras.layers.GroupNormalization, keras.layers.LayerNormalization))
+    ]
+    upsamplers = [layer for layer in network.layers if isinstance(layer, UpsamplingConv2D)]
+    assert found["MVN"] + found["GroupNormalization"] == len(norms) > 0
+    assert found["DepthToSpace"] == len(upsamplers)

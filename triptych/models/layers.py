@@ -37,6 +37,16 @@ class GroupNorm(layers.GroupNormalization):
         return ops.cast(x, self.compute_dtype)
 
 
+class LayerNorm(layers.LayerNormalization):
+    """Layer normalization of the last axis in two passes: OpenVINO recognises this form, and not Keras' own."""
+
+    def call(self, inputs):
+        x = ops.cast(inputs, "float32")
+        x = x - ops.mean(x, axis=[-1], keepdims=True)
+        x = x / ops.sqrt(ops.mean(ops.square(x), axis=[-1], keepdims=True) + self.epsilon)
+        return ops.cast(x * self.gamma + self.beta, self.compute_dtype)
+
+
 class TokensToImage(layers.Layer):
     """(B, H*W, C) tokens back in the shape of the image that they came from."""
 
@@ -93,7 +103,7 @@ def dense(x, name, units, *, use_bias=True, kernel_initializer="glorot_uniform")
 
 
 def layer_norm(x, name, epsilon=1e-5):
-    return layers.LayerNormalization(epsilon=epsilon, name=name)(x)
+    return LayerNorm(epsilon=epsilon, name=name)(x)
 
 
 def multi_head_attention(query, key, value, num_heads, *, is_causal=False):
