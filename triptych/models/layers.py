@@ -38,7 +38,7 @@ class GroupNorm(layers.GroupNormalization):
 
 
 class LayerNorm(layers.LayerNormalization):
-    """Layer normalization of the last axis in two passes: OpenVINO recognises this form, and not Keras' own."""
+    """Layer normalization of the last axis in two passes, as `GroupNorm` is one: OpenVINO does not recognise Keras' own."""
 
     def call(self, inputs):
         x = ops.cast(inputs, "float32")
