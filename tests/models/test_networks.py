@@ -131,9 +131,6 @@ def _inner_format(network: Any) -> str:
     return data_format
 
 
-# What depends on what
-
-
 @pytest.mark.parametrize("use_bias", [True, False])
 def test_an_upsampling_convolution_is_that_of_the_larger_image(use_bias: bool):
     if keras.config.backend() != "openvino":
@@ -150,6 +147,9 @@ def test_an_upsampling_convolution_is_that_of_the_larger_image(use_bias: bool):
     expected, found = (run_network(each, seen)["image"] for each in (two_layers, one_layer))
     assert found.shape == (2, 6, 10, 14)
     np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+# What depends on what
 
 
 def test_a_token_is_seen_only_by_those_after_it():
