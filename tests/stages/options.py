@@ -19,7 +19,7 @@ class Options:
     batch_sizes: tuple[int, ...] | None = (1, 2, 4)
     exact: bool = True
     sizes: tuple[tuple[int, int], ...] | None = None
-    tile_side: int = 768
+    tile_side: int = 1024
     preview_decoder: Path | None = None
     threads: int | None = 2
     queue_size: int = 8

@@ -126,7 +126,7 @@ async def test_random_weights_in_tiles(options):
     options = replace(options, sizes=((160, 128),))
     latents = np.random.default_rng(1).standard_normal((2, 16, 20, 4)).astype(np.float32)
     pictures = []
-    for tile_side in (768, 96):
+    for tile_side in (1024, 96):
         (stage,) = stages = [DecoderStage(replace(options, tile_side=tile_side))]
         stage.start()
         pictures.append(await decoded(stage, latents))

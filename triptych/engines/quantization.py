@@ -135,7 +135,10 @@ def _is_pointwise(layer: Any) -> bool:
 
 
 def _reads_unbounded(layer: Any) -> bool:
-    """Whether its input is a sum, a product or several activations side by side, and not what a normalization ends in."""
+    """Whether its input is a sum, as any layer with a bias ends in, a product, or several activations side by side.
+
+    What a normalization ends in is not.
+    """
     source = _through(next(_sources(layer)))
     before = {_through(each).get_type_name() for each in _sources(source)}
     match source.get_type_name():

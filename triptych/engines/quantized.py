@@ -19,6 +19,9 @@ from triptych.engines.cache import find, find_or_fill
 GRAPH = ("network.xml", "network.bin")
 FACTS = "quantization.json"
 
+RECIPE = 2
+"""Counts the ways in which networks were quantized: by another one it is another network."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Quantized:
@@ -75,7 +78,7 @@ def _name(source: NetworkSource) -> str:
 
 
 def _key(source: NetworkSource, rows: Mapping[str, RowSpec]) -> dict[str, Any]:
-    return {"network": source.key, "rows": {name: [list(row.shape), row.dtype] for name, row in rows.items()}}
+    return {"recipe": RECIPE, "network": source.key, "rows": {name: [list(row.shape), row.dtype] for name, row in rows.items()}}
 
 
 def _read(folder: Path) -> Quantized:
