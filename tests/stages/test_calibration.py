@@ -217,6 +217,17 @@ def test_what_all_passes_through_and_what_reads_large_values_stays_in_float(quan
     assert fakes == []
 
 
+def test_nothing_inside_a_norm_is_quantized(quantized, quantized_for_reuse):
+    """With attention and without: the shallow network has none."""
+    folders = [*quantized.quantized_folder.iterdir(), *quantized_for_reuse.quantized_folder.iterdir()]
+    assert len(folders) == 4
+    for folder in folders:
+        nodes = ov.Core().read_model(folder / "network.xml").get_ops()
+        inside = [node for node in nodes if node.get_type_name() in ("ReduceMean", "Power", "Sqrt", "Divide")]
+        assert inside
+        assert [node for node in inside if _is_quantized(node)] == [], folder.name
+
+
 def _is_quantized(node: Any) -> bool:
     return any(value.get_source_output().get_node().get_type_name() == "FakeQuantize" for value in node.inputs())
 

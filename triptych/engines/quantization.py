@@ -84,8 +84,6 @@ def _quantized(model: ov.Model, inputs: Sequence[Arrays]) -> ov.Model:
     from nncf.quantization.range_estimator import RangeEstimatorParametersSet
 
     kept = sorted(layers_to_keep(model))
-    # What attends is quantized as a transformer is: its products of activations with care.
-    attends = any(each.get_type_name() == "ScaledDotProductAttention" for each in model.get_ops())
     _log.info("quantizing %s: %d layers stay in float", model.get_friendly_name(), len(kept))
     with contextlib.redirect_stdout(sys.stderr):  # bars of progress
         try:
@@ -93,7 +91,7 @@ def _quantized(model: ov.Model, inputs: Sequence[Arrays]) -> ov.Model:
                 model,
                 nncf.Dataset([dict(each) for each in inputs]),
                 preset=nncf.QuantizationPreset.MIXED,
-                model_type=nncf.ModelType.TRANSFORMER if attends else None,
+                model_type=nncf.ModelType.TRANSFORMER,  # without it the inside of every norm is quantized, attention or not
                 subset_size=len(inputs),
                 ignored_scope=nncf.IgnoredScope(names=kept),
                 advanced_parameters=AdvancedQuantizationParameters(
