@@ -217,7 +217,7 @@ class StageSettings(ServerSettings):
 
     tile_side: PositiveInt = 1024
     """Pixels: a picture that is wider or higher than this is decoded, and encoded, in tiles that are not: memory grows with the
-    tile then, and no longer with the picture, at three times the time. By default as large as it was measured not to pay."""
+    tile then, and hardly with the picture, at three times the time. By default as large as it was measured not to pay."""
 
     preview_decoder: DirectoryPath | None = None
     """Folder of a tiny autoencoder in diffusers' layout (AutoencoderTiny, such as TAESD) that decodes previews, never pictures.
