@@ -167,6 +167,25 @@ def test_the_warm_up_measures_the_memory_of_a_call_of_the_largest(monkeypatch, t
     assert (network.call_bytes, measured) == (123, [4])
 
 
+@pytest.mark.parametrize("keeps_memory", [True, False])
+def test_what_takes_turns_gives_back_what_the_engine_keeps(keeps_memory):
+    kept = 64 * 2**20
+    engine: list[np.ndarray] = []
+
+    def run(filled):
+        engine[:] = engine or [np.ones(kept, np.uint8)]
+        return {"y": filled["x"]}
+
+    network = CompiledNetwork(run, ROWS, (1, 2), from_cache=False, give_back=engine.clear)
+    network.keeps_memory = keeps_memory
+    network.try_out(inputs(1))
+    network.warm_up()
+    assert bool(engine) is keeps_memory
+    assert (network.call_bytes >= kept) is not keeps_memory  # what is given back is part of a call
+    network(inputs(3))
+    assert bool(engine) is keeps_memory
+
+
 def test_a_larger_call_takes_more_memory(monkeypatch):
     """What a call has only meanwhile, and what it returns; not what stays."""
     mebibyte = 2**20  # arrays of 32 and more are given back as soon as they are freed

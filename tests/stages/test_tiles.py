@@ -10,13 +10,16 @@ import numpy as np
 import pytest
 
 from tests.tiny_models import VAE
+from triptych.checkpoints.checkpoint import Network, VAEPart
 from triptych.checkpoints.diffusers_folder import DiffusersFolder
-from triptych.contract import DecodeRequest, EncodeImagesRequest
+from triptych.contract import DecodeRequest, EncodeImagesRequest, StageName
+from triptych.engines import RowSpec
 from triptych.errors import StartError
 from triptych.models.config import STABLE_DIFFUSION_1_5_VAE
 from triptych.models.tiling import tiling_of_decoder, tiling_of_encoder
 from triptych.stages.decoder import DecoderStage
 from triptych.stages.image_encoder import ImageEncoderStage
+from triptych.stages.local_stage import NetworkLoader
 from triptych.stages.tiles import Mosaic, spans
 
 # Networks are built and compiled before the first test.
@@ -147,6 +150,22 @@ async def test_latents_of_a_picture_that_was_encoded_in_tiles(encoder, vignette)
     for tiled in started(ImageEncoderStage(replace(vignette, tile_side=160))):
         in_tiles = await encoded(tiled, images)
     assert np.abs(in_tiles - whole).max() < 0.01 * whole.std()
+
+
+@pytest.mark.parametrize(("precision", "most_images"), [("float32", 6), ("bfloat16", 4)])
+def test_a_tile_takes_the_memory_of_a_few_images(vignette, tmp_path, precision, most_images):
+    """In images of its widest level in float32; a tile that kept all that its norms were found on would take ten."""
+    networks = NetworkLoader(replace(vignette, precision=precision, cache_folder=tmp_path), StageName.DECODER)
+    if networks.numerics.precision != precision:
+        pytest.skip(f"this machine has no {precision}")
+    vae, tiling, side = networks.files.vae, tiling_of_decoder(networks.files.vae), 64
+    rows = {
+        "features": RowSpec(shape=(side, side, tiling.channels)),
+        "share": RowSpec(shape=(side, side, 1)),
+        "told": RowSpec(shape=(tiling.num_norms, 2, vae.norm_num_groups)),
+    }
+    tile = networks.load(Network.VAE_DECODER, rows, part=VAEPart.TILE, one_row=True)
+    assert 1 < tile.call_bytes / (4 * (4 * side) ** 2 * max(vae.block_out_channels[:2])) < most_images
 
 
 # What is said of it

@@ -64,10 +64,13 @@ class CompiledNetwork:
         from_cache: Whether it was read from disk instead of built.
         exactness_file: Where to keep what is found out of the batch sizes: a path for each network, precision, machine and list
             of batch sizes. None keeps nothing.
+        give_back: Has the engine give back what memory it keeps for the next call.
 
     Attributes:
         exactness: None until it is known.
         usable_batch_sizes: Those that a call may run, ascending: all, until `use` says otherwise.
+        keeps_memory: Whether the engine may keep, from one call to the next, the memory that it works in. Networks that take
+            turns need not: together they take as much as the largest then, at a few hundredths of their time.
         call_bytes: Memory that a call of the largest batch size takes as long as it runs, its outputs included, as the warm-up
             measured it. What the engine keeps between calls is no part of it.
     """
@@ -80,6 +83,7 @@ class CompiledNetwork:
         *,
         from_cache: bool,
         exactness_file: Path | None = None,
+        give_back: Callable[[], None] = lambda: None,
     ) -> None:
         self.rows = dict(rows)
         self.batch_sizes = tuple(sorted(set(batch_sizes)))
@@ -87,8 +91,10 @@ class CompiledNetwork:
         self.exactness_file = exactness_file
         self.exactness: Exactness | None = None
         self.usable_batch_sizes = self.batch_sizes
+        self.keeps_memory = True
         self.call_bytes = 0
         self._run = run
+        self._give_back = give_back
         self._exactly = False
         self._costs: Mapping[int, float] = {size: size + _ROWS_OF_A_CALL for size in self.batch_sizes}
         self._splits: dict[int, list[int]] = {}
@@ -135,6 +141,8 @@ class CompiledNetwork:
         for size in self._split(self._num_rows(inputs)):
             parts.append(self._run_padded({name: array[start : start + size] for name, array in inputs.items()}, size))
             start += size
+        if not self.keeps_memory:
+            self._give_back()
         return parts[0] if len(parts) == 1 else {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def run_exactly(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
@@ -165,6 +173,8 @@ class CompiledNetwork:
                 self._try_size(size)
         with PassingMemory() as passing:
             self._try_size(self.batch_sizes[-1])
+            if not self.keeps_memory:
+                self._give_back()
         self.call_bytes = passing.bytes
 
     def _try_size(self, size: int) -> None:

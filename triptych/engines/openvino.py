@@ -81,7 +81,9 @@ class OpenVINOEngine:
         network = _NetworkOfFolder(self._core, folder, rows, self._properties(precision))
         network.prepare(batch_sizes)
         path = exactness_file(folder, network.digest, sorted(batch_sizes))
-        return CompiledNetwork(network.run, rows, batch_sizes, from_cache=from_cache, exactness_file=path)
+        return CompiledNetwork(
+            network.run, rows, batch_sizes, from_cache=from_cache, exactness_file=path, give_back=network.give_back
+        )
 
     def graph_folder(self, source: NetworkSource, rows: Mapping[str, RowSpec], cache_folder: Path) -> Path:
         """Where the network's graph is, `network.xml` and its weights; made where it is missing. Raises as `compile` does."""
@@ -126,6 +128,10 @@ class _NetworkOfFolder:
         request = self.requests[len(next(iter(inputs.values())))]
         outputs = request.infer(inputs, share_inputs=True)  # outputs are copies
         return {port.get_any_name(): array for port, array in outputs.items()}
+
+    def give_back(self) -> None:
+        for request in self.requests.values():
+            request.get_compiled_model().release_memory()
 
     def _load_or_compile(self, batch_size: int) -> ov.CompiledModel:
         path = self.folder / "compiled" / f"{batch_size}-{self.digest}"

@@ -3,8 +3,9 @@
 Those upper levels are run in tiles; the rest, with the attention that looks at all of a picture, is the *trunk* and runs whole.
 A tile that overlaps its neighbours by all that its convolutions see would be what it is in the whole, were it not for the group
 norms, which look at all of a picture too. So a tile is told mean and scale (one over the standard deviation) of the whole, and
-tells what it finds itself. To begin with they come from a *thumbnail*: the upper levels on every second position or fewer,
-normalized by itself, but for a correction. What brings all this together is `stages/tiles.py`.
+tells what it finds itself. That comes first among what a tile returns: an engine that computes outputs in order would else keep
+for the end all that its norms were found on. To begin with they come from a *thumbnail*: the upper levels on every second
+position or fewer, normalized by itself, but for a correction. What brings all this together is `stages/tiles.py`.
 
 What is told of norms is (B, N, 2, G): of N norms in the order in which they run, with G groups each.
 """
@@ -12,6 +13,7 @@ What is told of norms is (B, N, 2, G): of N norms in the order in which they run
 from __future__ import annotations
 
 import keras
+import numpy as np
 from keras import layers, ops
 
 from triptych.models.config import VAEConfig
@@ -31,13 +33,13 @@ def build_decoder_tile(config: VAEConfig, *, data_format=None, kernel_initialize
     """A tile of the decoder's upper levels.
 
     Inputs: `features` (B, h, w, C); `share` (B, h, w, 1), 1 where the tile counts; `told`, mean and scale of the whole.
-    Outputs: `images` (B, 4h, 4w, 3); `found`, the means over the tile of `share` times the normalized values, and their squares.
+    Outputs: `found`, the means over the tile of `share` times the normalized values, and their squares; `images` (B, 4h, 4w, 3).
     """
     tiling = tiling_of_decoder(config)
     net = TileLayers(config, data_format, kernel_initializer)
     inputs = net.inputs("features", tiling.channels, tiling.num_norms)
     images = _up(net, inputs["features"])
-    return keras.Model(inputs, {"images": images, "found": net.found}, name="vae_decoder_tile")
+    return keras.Model(inputs, {"found": net.found, "images": images}, name="vae_decoder_tile")
 
 
 def build_decoder_thumbnail(config: VAEConfig, *, data_format=None, kernel_initializer="glorot_uniform") -> keras.Model:
@@ -59,7 +61,7 @@ def build_encoder_tile(config: VAEConfig, *, data_format=None, kernel_initialize
     inputs = net.inputs("images", config.in_channels, tiling_of_encoder(config).num_norms)
     net.enlarge_share(2 ** num_upper_levels(config))
     features = _down(net, inputs["images"])
-    return keras.Model(inputs, {"features": features, "found": net.found}, name="vae_encoder_tile")
+    return keras.Model(inputs, {"found": net.found, "features": features}, name="vae_encoder_tile")
 
 
 def build_encoder_thumbnail(config: VAEConfig, *, data_format=None, kernel_initializer="glorot_uniform") -> keras.Model:
@@ -152,9 +154,15 @@ class GroupNormOfWhole(layers.GroupNormalization):
         return ops.cast(normalized * ops.reshape(self.gamma, shape) + ops.reshape(self.beta, shape), self.compute_dtype)
 
     def group_means(self, x):
-        """(B, G) of an image."""
-        means = ops.mean(x, axis=(2, 3) if self.axis == 1 else (1, 2))
-        return ops.mean(ops.reshape(means, (-1, self.groups, self.gamma.shape[0] // self.groups)), axis=2)
+        """(B, G) of an image.
+
+        Channels become groups by a convolution. A sum would do, but for OpenVINO, which computes in float32 all that lies between
+        the last convolution and what a network returns: here it would be whole images.
+        """
+        channels_of_a_group = self.gamma.shape[0] // self.groups
+        kernel = np.repeat(np.eye(self.groups, dtype="float32"), channels_of_a_group, axis=0) / channels_of_a_group
+        data_format, axes = ("channels_first", (2, 3)) if self.axis == 1 else ("channels_last", (1, 2))
+        return ops.mean(ops.conv(x, ops.convert_to_tensor(kernel[None, None]), data_format=data_format), axis=axes)
 
     def _by_channel(self, x):
         """(B, G) as it goes with an image."""

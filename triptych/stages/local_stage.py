@@ -248,7 +248,8 @@ class NetworkLoader:
         """
         source = self._quantized_source(network, rows, part) if self._precision is Precision.INT8 else self.source(network, part)
         batch_sizes = (1,) if one_row else self._batch_sizes(network)
-        compiled, exactness = self._compile(network, source, rows, self._float, batch_sizes)
+        takes_turns = isinstance(part, VAEPart)
+        compiled, exactness = self._compile(network, source, rows, self._float, batch_sizes, keeps_memory=not takes_turns)
         if not self._options.exact:
             difference = exactness.largest_difference
             _log.warning("exact=false: a row's batch-mates may change what the %s gives it by %.2g", network, difference)
@@ -292,6 +293,8 @@ class NetworkLoader:
         rows: Mapping[str, RowSpec],
         precision: Precision,
         batch_sizes: tuple[int, ...],
+        *,
+        keeps_memory: bool = True,
     ) -> tuple[CompiledNetwork, Exactness]:
         with _one_at_a_time:
             compiled = self.engine.compile(
@@ -302,6 +305,7 @@ class NetworkLoader:
                 cache_folder=self._options.cache_folder,
             )
             exactness = exactness_of(compiled)
+            compiled.keeps_memory = keeps_memory
             compiled.warm_up()
         self.count_call(compiled.call_bytes)
         compiled.use(exactness, exactly=self._options.exact)
