@@ -7,7 +7,8 @@ Needs the reference environment, and 16 GB of memory::
     .venv-reference/bin/python -m benchmarks.tiles
 
 `--previews` measures something else instead, on any machine: a picture by vignette's VAE beside a preview by its tiny decoder. A
-`--model` that has no tiny decoder gets one of TAESD's size with random weights.
+`--model` that has no tiny decoder gets one of TAESD's size with random weights. With `--preview-precision int8` the tiny decoder
+is quantized first, by one picture.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ from benchmarks.report import circumstances, describe, markdown_table, write_res
 from triptych.checkpoints.diffusers_folder import save_json
 from triptych.checkpoints.registry import find_model
 from triptych.checkpoints.weights import half_precision_file
-from triptych.contract import DecodeRequest
+from triptych.contract import DecodeRequest, StageName
+from triptych.engines import Precision
 from triptych.models.config import TinyVAEConfig
 from triptych.serving.settings import StageSettings, read_settings
 from triptych.stages.decoder import DecoderStage
@@ -110,33 +112,50 @@ def measure_side(task: Mapping[str, Any], tile_sides: Sequence[int], pictures: i
     return cases
 
 
-async def measure_previews(model: str, pictures: int) -> dict[str, Any]:
+def measure_previews(model: str, pictures: int, preview_precision: str) -> dict[str, Any]:
     """Seconds of the same latents, one row at the model's first size, as a picture and as a preview in turns."""
-    with tempfile.TemporaryDirectory() as folder:
-        tiny = None
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        settings: dict[str, Any] = {"cache_folder": folder / "cache", "preview_precision": preview_precision}
         if find_model(model).tiny_vae is None:
-            tiny = Path(folder) / "taesd"
-            write_random_tiny_decoder(tiny)
-        cache = Path(folder) / "cache"
-        settings = read_settings(StageSettings, model=model, cache_folder=cache, batch_sizes=(1,), preview_decoder=tiny)
-        stage = DecoderStage(settings)
-        await asyncio.to_thread(stage.start)
-        try:
-            identity = await stage.identity()
-            width, height = identity.sizes[0]
-            rows = (1, height // identity.downsampling, width // identity.downsampling, identity.latent_channels)
-            latents = np.random.default_rng(0).standard_normal(rows, np.float32)
-            seconds: dict[str, list[float]] = {"picture": [], "preview": []}
-            for _ in range(pictures + 1):
-                for name, taken in seconds.items():
-                    started = time.perf_counter()
-                    await stage.decode(DecodeRequest(latents=latents, preview=name == "preview"))
-                    taken.append(time.perf_counter() - started)
-        finally:
-            stage.close()
+            settings["preview_decoder"] = folder / "taesd"
+            write_random_tiny_decoder(folder / "taesd")
+        if preview_precision == Precision.INT8:
+            settings["quantized_folder"] = folder / "quantized"
+            quantize_decoder(read_settings(StageSettings, model=model, **settings))
+        return asyncio.run(_measure_previews(read_settings(StageSettings, model=model, batch_sizes=(1,), **settings), pictures))
+
+
+async def _measure_previews(settings: StageSettings, pictures: int) -> dict[str, Any]:
+    stage = DecoderStage(settings)
+    await asyncio.to_thread(stage.start)
+    try:
+        identity = await stage.identity()
+        width, height = identity.sizes[0]
+        rows = (1, height // identity.downsampling, width // identity.downsampling, identity.latent_channels)
+        latents = np.random.default_rng(0).standard_normal(rows, np.float32)
+        seconds: dict[str, list[float]] = {"picture": [], "preview": []}
+        for _ in range(pictures + 1):
+            for name, taken in seconds.items():
+                started = time.perf_counter()
+                await stage.decode(DecodeRequest(latents=latents, preview=name == "preview"))
+                taken.append(time.perf_counter() - started)
+    finally:
+        stage.close()
     medians = {name: statistics.median(taken[1:]) for name, taken in seconds.items()}
-    told = {"size": [width, height], "precision": identity.numerics.precision, "pictures": pictures}
-    return {**told, "seconds": medians, "ratio": medians["picture"] / medians["preview"]}
+    told = {"size": [width, height], "precision": identity.numerics.precision, "preview_precision": settings.preview_precision}
+    return {**told, "pictures": pictures, "seconds": medians, "ratio": medians["picture"] / medians["preview"]}
+
+
+def quantize_decoder(settings: StageSettings) -> None:
+    """By one picture: enough for what is only to be timed."""
+    from triptych.stages.calibration import ROWS_OF_A_PICTURE, quantize_model
+
+    def tell(done: int, total: int) -> None:
+        print(f"Making picture {done + 1} of {total} to quantize by ...", file=sys.stderr, flush=True)
+
+    for _ in quantize_model(settings, (StageName.DECODER,), samples=ROWS_OF_A_PICTURE, prompts=None, on_progress=tell):
+        pass
 
 
 def write_random_tiny_decoder(folder: Path) -> None:
@@ -181,17 +200,21 @@ def main() -> None:
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--pictures", type=int, default=5)
     parser.add_argument("--previews", action="store_true", help="of vignette, or of --model: picture and preview in turns")
+    parser.add_argument("--preview-precision", choices=("auto", "int8"), default="auto")
     arguments = parser.parse_args()
     if arguments.serve:
         serve(json.loads(arguments.serve))
         return
     if arguments.previews:
         model = arguments.model or "vignette"
+        precision = arguments.preview_precision
         given = "" if arguments.model is None else " --model FOLDER"
+        given += "" if precision == "auto" else f" --preview-precision {precision}"
         told = circumstances(PACKAGES) | {"command": f"python -m benchmarks.tiles --previews{given}"}
-        found = asyncio.run(measure_previews(model, arguments.pictures))
+        found = measure_previews(model, arguments.pictures, precision)
         name = find_model(model).facts.model
-        write_results("previews" if name == "vignette" else f"previews-{name}", told | found | {"model": name})
+        parts = ["previews", *([] if name == "vignette" else [name]), *([] if precision == "auto" else [precision])]
+        write_results("-".join(parts), told | found | {"model": name})
         print(report_previews(found), "\n\n" + describe(told))
         return
     told = circumstances(PACKAGES) | {"command": "python -m benchmarks.tiles"}  # where the folder lies is nobody's business

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from tests.cli.conftest import Run
-from triptych.checkpoints.checkpoint import Network, UNetPart
 from triptych.contract import StageName
 from triptych.stages.calibration import Outcome
 
@@ -20,10 +19,9 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     def quantize(options: Any, stages: Any, *, on_progress: Any, **told: Any) -> Iterator[Outcome]:
         asked.append({"model": options.model, "precision": options.precision, "stages": stages, **told})
         on_progress(0, 2)
-        part = UNetPart.SHALLOW if options.feature_reuse else None
-        yield Outcome(network=Network.UNET, part=part, inputs="32x32", folder=Path("/q/unet-int8-0"), was_there=True)
-        decoder = Network.VAE_DECODER
-        yield Outcome(network=decoder, part=None, inputs="32x32", folder=Path("/q/vae_decoder-int8-1"), was_there=False)
+        unet = "unet_shallow" if options.feature_reuse else "unet"
+        yield Outcome(name=unet, inputs="32x32", folder=Path("/q/unet-int8-0"), was_there=True)
+        yield Outcome(name="vae_decoder", inputs="32x32", folder=Path("/q/vae_decoder-int8-1"), was_there=False)
 
     monkeypatch.setattr("triptych.stages.calibration.quantize_model", quantize)
     return asked
@@ -46,7 +44,7 @@ def test_the_networks_of_feature_reuse_are_asked_for_as_a_stage_asks(
     run: Run, asked: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TRIPTYCH_FEATURE_REUSE", "true")
-    assert run("quantize", "vignette").out.startswith("the shallow unet of vignette for 32x32 is quantized already;")
+    assert run("quantize", "vignette").out.startswith("the unet_shallow of vignette for 32x32 is quantized already;")
 
 
 def test_a_stage_samples_and_prompts_may_be_chosen(run: Run, asked: list[dict[str, Any]], tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ class Options:
     sizes: tuple[tuple[int, int], ...] | None = None
     tile_side: int = 1024
     preview_decoder: Path | None = None
+    preview_precision: str = "auto"
     threads: int | None = 2
     queue_size: int = 8
     cached_contexts: int = 8

@@ -14,6 +14,7 @@ import pytest
 
 from tests.shared_folder import made_once
 from tests.stages.options import Options
+from tests.stages.test_preview_decoder import write_tiny_vae
 from tests.tiny_models import INPAINTING_UNET, WORDS, write_tiny_model
 from triptych.contract import DecodeRequest, Denoised, DenoiseRequest, EncodeRequest, Float32, StageName
 from triptych.engines.quantization import layers_to_keep
@@ -49,7 +50,7 @@ def quantized(small) -> Options:
 
     def fill(folder: Path) -> None:
         outcomes, told = quantize(replace(small, quantized_folder=folder / "quantized"))
-        kept = [[outcome.network, outcome.inputs, outcome.was_there] for outcome in outcomes]
+        kept = [[outcome.name, outcome.inputs, outcome.was_there] for outcome in outcomes]
         (folder / "outcome.json").write_text(json.dumps([kept, told]), encoding="utf-8")
 
     folder = made_once("quantized", fill)
@@ -63,7 +64,7 @@ def quantized_for_reuse(small) -> Options:
 
     def fill(folder: Path) -> None:
         outcomes, told = quantize(replace(reusing, quantized_folder=folder / "quantized"), (StageName.DIFFUSION,))
-        kept = [[outcome.network, outcome.part, outcome.inputs, outcome.was_there] for outcome in outcomes]
+        kept = [[outcome.name, outcome.inputs, outcome.was_there] for outcome in outcomes]
         (folder / "outcome.json").write_text(json.dumps([kept, told]), encoding="utf-8")
 
     folder = made_once("quantized-for-reuse", fill)
@@ -98,8 +99,8 @@ async def denoise(stage: DiffusionStage, contexts: Float32, rows: int = 3, cache
     raise AssertionError("it ended without latents")
 
 
-async def decode(stage: DecoderStage, latents: Float32) -> np.ndarray[Any, Any]:
-    images = (await stage.decode(DecodeRequest(latents=latents))).images
+async def decode(stage: DecoderStage, latents: Float32, *, preview: bool = False) -> np.ndarray[Any, Any]:
+    images = (await stage.decode(DecodeRequest(latents=latents, preview=preview))).images
     assert isinstance(images, np.ndarray)
     return images
 
@@ -253,13 +254,13 @@ def test_prompts_have_words_that_the_model_knows():
 
 def test_both_networks_of_feature_reuse_are_quantized_by_the_same_pictures(quantized_for_reuse):
     outcomes, told = json.loads((quantized_for_reuse.quantized_folder.parent / "outcome.json").read_text(encoding="utf-8"))
-    assert outcomes == [["unet", "whole", "32x32", False], ["unet", "shallow", "32x32", False]]
+    assert outcomes == [["unet_whole", "32x32", False], ["unet_shallow", "32x32", False]]
     assert told == [2, 2]
     facts = [
         json.loads(path.read_text(encoding="utf-8")) for path in quantized_for_reuse.quantized_folder.glob("*/quantization.json")
     ]
     # Of each picture two of its four evaluations are whole, and each takes two rows.
-    assert {each["part"]: each["samples"] for each in facts} == {"whole": 8, "shallow": 8}
+    assert {each["network"]: each["samples"] for each in facts} == {"unet_whole": 8, "unet_shallow": 8}
 
 
 async def test_the_unet_in_int8_reuses_features_whoever_its_mates_are(quantized_for_reuse, small, contexts):
@@ -295,6 +296,46 @@ def test_without_the_networks_of_feature_reuse_the_start_is_refused_with_the_com
 def test_what_is_run_in_tiles_is_not_run_in_int8(quantized) -> None:
     with pytest.raises(EngineError, match="int8 does not go with pictures above TRIPTYCH_TILE_SIDE"):
         DecoderStage(replace(quantized, sizes=((64, 64),), tile_side=48)).start()
+
+
+@pytest.fixture(scope="session")
+def quantized_previews(small) -> Options:
+    """Options in float with previews in int8, with the decoder's networks quantized."""
+
+    def fill(folder: Path) -> None:
+        (folder / "taesd").mkdir()
+        options = replace(small, preview_decoder=write_tiny_vae(folder / "taesd"), preview_precision="int8")
+        outcomes, _ = quantize(replace(options, quantized_folder=folder / "quantized"), (StageName.DECODER,))
+        (folder / "outcome.json").write_text(json.dumps([outcome.name for outcome in outcomes]), encoding="utf-8")
+
+    folder = made_once("quantized-previews", fill)
+    told = {"preview_decoder": folder / "taesd", "quantized_folder": folder / "quantized"}
+    return replace(small, preview_precision="int8", **told)
+
+
+async def test_previews_in_int8_are_nearly_the_same_beside_the_same_pictures(quantized_previews):
+    folder = quantized_previews.quantized_folder
+    assert json.loads((folder.parent / "outcome.json").read_text(encoding="utf-8")) == ["vae_decoder", "tiny_decoder"]
+    previews, pictures, identities = [], [], []
+    for precision in ("auto", "int8"):
+        stage = DecoderStage(replace(quantized_previews, preview_precision=precision))
+        stage.start()
+        previews.append(await decode(stage, some_latents(), preview=True))
+        pictures.append(await decode(stage, some_latents()))
+        identities.append(await stage.identity())
+        np.testing.assert_array_equal(await decode(stage, some_latents()[1:2], preview=True), previews[-1][1:2])
+        stage.close()
+    assert 25 < psnr(*previews) < 60
+    np.testing.assert_array_equal(*pictures)
+    assert identities[0] == identities[1]  # no picture goes through it
+
+
+def test_without_the_quantized_network_of_previews_the_start_is_refused_with_the_command(quantized_previews, tmp_path):
+    sentence = (
+        r"has no tiny_decoder of tiny in int8 .*: `TRIPTYCH_PREVIEW_PRECISION=int8 triptych quantize .*tiny --stage decoder`"
+    )
+    with pytest.raises(EngineError, match=sentence):
+        DecoderStage(replace(quantized_previews, quantized_folder=tmp_path)).start()
 
 
 def test_where_no_features_are_reused_there_is_nothing_to_go_by(small, tmp_path):

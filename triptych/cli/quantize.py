@@ -31,8 +31,7 @@ def quantize_model(name: str, *, stage: str | None, samples: int, prompts: Path 
     with shown_count("pictures to go by") as show:
         outcomes = list(quantize(settings, wanted, samples=samples, prompts=lines, on_progress=show))
     for outcome in outcomes:
-        network = outcome.network if outcome.part is None else f"{outcome.part} {outcome.network}"
-        what = f"the {network} of {name} for {outcome.inputs}"
+        what = f"the {outcome.name} of {name} for {outcome.inputs}"
         if outcome.was_there:
             say(f"{what} is quantized already; remove {outcome.folder} to have it done anew")
         else:

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from triptych.checkpoints.checkpoint import Network, UNetPart, VAEPart
 from triptych.contract import Denoised, DenoiseRequest, EncodeRequest, Float32, StageName
-from triptych.engines import CompiledNetwork, RowSpec
+from triptych.engines import CompiledNetwork, NetworkSource, Precision, RowSpec
 from triptych.engines.compiled import Arrays
-from triptych.engines.quantized import Quantized, find_quantized
+from triptych.engines.quantized import find_quantized
 from triptych.errors import EngineError
 from triptych.stages.decoder import DecoderStage
 from triptych.stages.diffusion import DiffusionStage, granularity, takes_masked_image, unet_rows, with_features
@@ -60,12 +60,12 @@ class Outcome:
     """One network that is quantized now, or was before.
 
     Attributes:
-        part: Of the U-Net, where features are reused.
+        name: Of the network, or of its part where features are reused.
+        inputs: What it was quantized for, for people.
         was_there: It was, and has been left as it is.
     """
 
-    network: Network
-    part: UNetPart | None
+    name: str
     inputs: str
     folder: Path
     was_there: bool
@@ -121,35 +121,36 @@ def quantize_model(
     networks = NetworkLoader(options, StageName.DIFFUSION)
     assert isinstance(networks.engine, OpenVINOEngine), "it was asked for"
     wanted = [each for stage in stages for each in _networks_of(stage, networks, options)]
-    missing = [each for each in wanted if _find(each, networks, options) is None]
+    missing = [each for each in wanted if find_quantized(options.quantized_folder, each.source, each.rows) is None]
     prompts = _prompts(networks, samples, prompts)
     seen = asyncio.run(_Sampling(options, prompts, samples, on_progress).inputs_of(missing)) if missing else {}
     for each in wanted:
         quantized, was_there = quantize(
-            networks.source(each.network, each.part),
+            each.source,
             each.rows,
             seen.get(each, ()),
             engine=networks.engine,
             cache_folder=options.cache_folder,
             folder=options.quantized_folder,
-            facts={"model": networks.files.facts.model, **each.told(), "prompts": prompts},
+            facts={"model": networks.files.facts.model, "network": each.source.name, "inputs": each.inputs, "prompts": prompts},
         )
-        yield Outcome(network=each.network, part=each.part, inputs=each.inputs, folder=quantized.folder, was_there=was_there)
+        yield Outcome(name=each.source.name, inputs=each.inputs, folder=quantized.folder, was_there=was_there)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Wanted:
-    """A network for pictures of one size and contexts of one length."""
+    """A network for pictures of one size and contexts of one length.
+
+    Attributes:
+        network: Of the model, or what the tiny decoder of previews stands for: it sees the same.
+    """
 
     network: Network
     part: UNetPart | None = None
+    source: NetworkSource
     size: tuple[int, int]
     chunks: int
     rows: Mapping[str, RowSpec]
-
-    def told(self) -> dict[str, str]:
-        """What it is, as JSON has it."""
-        return {"network": self.network, **({} if self.part is None else {"part": self.part}), "inputs": self.inputs}
 
     @property
     def inputs(self) -> str:
@@ -160,26 +161,24 @@ class _Wanted:
 
 def _networks_of(stage: str, networks: NetworkLoader, options: StageOptions) -> Iterator[_Wanted]:
     if stage == StageName.DECODER:
-        vae = networks.files.vae
-        for size in networks.sizes(vae.downsampling):
+        vae, network = networks.files.vae, Network.VAE_DECODER
+        sources = [networks.source(network)]
+        if options.preview_precision == Precision.INT8 and (tiny := networks.tiny_vae):
+            sources.append(networks.tiny_decoder_source(tiny))
+        for source, size in product(sources, networks.sizes(vae.downsampling)):
             rows = {DecoderStage.input: DecoderStage.row(*size, vae)}
-            yield _Wanted(network=Network.VAE_DECODER, size=size, chunks=1, rows=rows)
+            yield _Wanted(network=network, source=source, size=size, chunks=1, rows=rows)
         return
     if takes_masked_image(networks.files):
         raise EngineError(f"the U-Net of {networks.files.facts.model} sees a masked picture: there is no int8 for such yet")
-    for size in networks.sizes(granularity(networks.files)):
-        for chunks in range(1, options.max_prompt_chunks + 1):
-            rows = unet_rows(networks.files, size, chunks)
-            if not options.feature_reuse:
-                yield _Wanted(network=Network.UNET, size=size, chunks=chunks, rows=rows)
-                continue
-            shallow = with_features(rows, networks.files.unet)
-            yield _Wanted(network=Network.UNET, part=UNetPart.WHOLE, size=size, chunks=chunks, rows=rows)
-            yield _Wanted(network=Network.UNET, part=UNetPart.SHALLOW, size=size, chunks=chunks, rows=shallow)
-
-
-def _find(wanted: _Wanted, networks: NetworkLoader, options: StageOptions) -> Quantized | None:
-    return find_quantized(options.quantized_folder, networks.source(wanted.network, wanted.part), wanted.rows)
+    for size, chunks in product(networks.sizes(granularity(networks.files)), range(1, options.max_prompt_chunks + 1)):
+        rows = unet_rows(networks.files, size, chunks)
+        parts: dict[UNetPart | None, Mapping[str, RowSpec]] = {None: rows}
+        if options.feature_reuse:
+            parts = {UNetPart.WHOLE: rows, UNetPart.SHALLOW: with_features(rows, networks.files.unet)}
+        for part, inputs in parts.items():
+            source = networks.source(Network.UNET, part)
+            yield _Wanted(network=Network.UNET, part=part, source=source, size=size, chunks=chunks, rows=inputs)
 
 
 def _prompts(networks: NetworkLoader, samples: int, prompts: Sequence[str] | None) -> tuple[str, ...]:

@@ -53,9 +53,9 @@ class DecoderStage(AutoencoderStage[DecoderIdentity]):
         return 2 * latents + width * height * pixel
 
     def load(self, networks: NetworkLoader) -> DecoderIdentity:
-        folder = self.options.preview_decoder or networks.files.tiny_vae
+        tiny = networks.tiny_vae
         # First: its weights are in use, and its call is known, when the room for pictures is counted.
-        self._previews = {} if folder is None else self._load_previews(networks, TinyVAEFolder(folder))
+        self._previews = {} if tiny is None else self._load_previews(networks, tiny)
         return replace(super().load(networks), has_preview_decoder=bool(self._previews))
 
     def _load_previews(self, networks: NetworkLoader, files: TinyVAEFolder) -> dict[tuple[int, ...], CallBatcher]:

@@ -195,6 +195,12 @@ class NetworkLoader:
         """What batch-mates may change in a network's output: nothing where only exact batch sizes are run."""
         return 0.0 if self._options.exact else max(exactness.largest_difference for exactness in self._exactness)
 
+    @property
+    def tiny_vae(self) -> TinyVAEFolder | None:
+        """What previews are decoded by, where there is one."""
+        folder = self._options.preview_decoder or self.files.tiny_vae
+        return None if folder is None else TinyVAEFolder(folder)
+
     def weights_digest(self, network: Network) -> str:
         if network not in self._digests:  # gigabytes to read
             self._digests[network] = self.files.weights_digest(network)
@@ -271,20 +277,29 @@ class NetworkLoader:
         Raises:
             CheckpointError, EngineError: As their names say; it does not fit the model's VAE.
         """
+        network, rows, source = Network.VAE_DECODER, {"latents": latents}, self.tiny_decoder_source(files)
+        if self._options.preview_precision == Precision.INT8 and self.engine.choose_precision(Precision.INT8) is Precision.INT8:
+            source, _ = self._in_int8(source, rows, stage=StageName.DECODER, setting="TRIPTYCH_PREVIEW_PRECISION=int8 ")
+        compiled, _ = self._compile(network, source, rows, self._float, self._batch_sizes(network))
+        return compiled
+
+    def tiny_decoder_source(self, files: TinyVAEFolder) -> NetworkSource:
+        """The network of previews in float.
+
+        Raises:
+            CheckpointError: As its name says; it does not fit the model's VAE.
+        """
         tiny, vae = files.config, self.files.vae
         if (tiny.latent_channels, tiny.downsampling, tiny.out_channels) != (vae.latent_channels, vae.downsampling, 3):
             raise CheckpointError(
                 f"{files.path} decodes latents of {tiny.latent_channels} channels, {tiny.downsampling} pixels each, to "
                 f"{tiny.out_channels} channels; the model's VAE has {vae.latent_channels}, {vae.downsampling} and 3"
             )
-        source = NetworkSource(
+        return NetworkSource(
             name="tiny_decoder",
             build=files.load_decoder,
             key={"network": "tiny_decoder", "weights": files.weights_digest(), "config": tiny.to_dict(), "code": _code()},
         )
-        network = Network.VAE_DECODER
-        compiled, _ = self._compile(network, source, {"latents": latents}, self._float, self._batch_sizes(network))
-        return compiled
 
     def _compile(
         self,
@@ -313,21 +328,35 @@ class NetworkLoader:
         return compiled, exactness
 
     def _quantized_source(self, network: Network, rows: Mapping[str, RowSpec], part: UNetPart | VAEPart | None) -> NetworkSource:
-        source, folder = self.source(network, part), self._options.quantized_folder
+        source = self.source(network, part)
         if network not in QUANTIZABLE:
             _log.info("the %s is never quantized, and computes in %s", network, self._float)
             return source
         if isinstance(part, VAEPart):
             raise EngineError(f"the {network} is quantized as a whole: int8 does not go with pictures above TRIPTYCH_TILE_SIDE")
+        setting = "" if part is None else "TRIPTYCH_FEATURE_REUSE=true "
+        in_int8, digest = self._in_int8(source, rows, stage=QUANTIZABLE[network], setting=setting)
+        self._quantized.append(digest)
+        return in_int8
+
+    def _in_int8(
+        self, source: NetworkSource, rows: Mapping[str, RowSpec], *, stage: StageName, setting: str
+    ) -> tuple[NetworkSource, str]:
+        """What `triptych quantize` made of a network, and its digest.
+
+        Args:
+            source: In float.
+            stage: To be asked for where it is missing, under this setting.
+        """
+        folder = self._options.quantized_folder
         if (quantized := find_quantized(folder, source, rows)) is None:
             inputs = ", ".join(f"{name} {row.shape}" for name, row in rows.items() if row.shape)
-            setting = "" if part is None else "TRIPTYCH_FEATURE_REUSE=true "
             raise EngineError(
                 f"{folder} has no {source.name} of {self.files.facts.model} in int8 for {inputs}: "
-                f"`{setting}triptych quantize {self._options.model} --stage {QUANTIZABLE[network]}` makes it"
+                f"`{setting}triptych quantize {self._options.model} --stage {stage}` makes it"
             )
-        self._quantized.append(quantized.digest)
-        return replace(source, key={"network": network, "quantized": quantized.digest}, graph=quantized.folder)
+        key = {"network": source.name, "quantized": quantized.digest}
+        return replace(source, key=key, graph=quantized.folder), quantized.digest
 
     def source(self, network: Network, part: UNetPart | VAEPart | None = None) -> NetworkSource:
         """The network in float, as the checkpoint has it."""

@@ -65,6 +65,10 @@ class StageOptions(Protocol):
         """Folder of an AutoencoderTiny that decodes previews; None is the model's own, where it has one."""
 
     @property
+    def preview_precision(self) -> str:
+        """Of that decoder: `auto` is as for pictures, but float where those are in int8; or `int8`."""
+
+    @property
     def threads(self) -> int | None:
         """CPU threads that the network may use; None is all of them."""
 
