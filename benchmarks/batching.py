@@ -32,7 +32,7 @@ from triptych.contract import DenoiseRequest, DiffusionIdentity, Float32
 from triptych.sampling.schedule import ScheduleConfig
 from triptych.serving.settings import StageSettings, read_settings
 from triptych.stages.diffusion import DiffusionStage
-from triptych.stages.local_stage import NetworkLoader
+from triptych.stages.networks import NetworkLoader
 from triptych.stages.step_batcher import StepBatcher
 
 PACKAGES = ("triptych", "numpy", "openvino")

@@ -30,7 +30,7 @@ from benchmarks.random_checkpoint import write_stable_diffusion_1
 from benchmarks.report import circumstances, describe, markdown_table, write_results
 from benchmarks.timing.busy import Meter
 from triptych.checkpoints.checkpoint import Network
-from triptych.stages.local_stage import QUANTIZABLE
+from triptych.stages.networks import QUANTIZABLE
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("triptych", "keras", "openvino", "numpy", "torch", "diffusers", "transformers")

@@ -50,7 +50,7 @@ def ours_in_int8(network: Network, checkpoint: Path, inputs: Arrays, task: Mappi
     """As a stage runs it in int8, by what `triptych quantize` has made of it before."""
     from triptych.cli.models import stage_settings
     from triptych.engines import RowSpec
-    from triptych.stages.local_stage import QUANTIZABLE, NetworkLoader
+    from triptych.stages.networks import QUANTIZABLE, NetworkLoader
 
     rows = {name: RowSpec(shape=array.shape[1:], dtype=array.dtype.name) for name, array in inputs.items()}
     options = stage_settings(

@@ -74,7 +74,7 @@ async def test_all_stages_say_whether_they_are_exact(options, kind, monkeypatch,
         exactness = find_exactness(network, example_rows(network.rows, 8))
         return replace(exactness, batch_sizes=(1, 2), largest_difference=0.25)
 
-    monkeypatch.setattr("triptych.stages.local_stage.exactness_of", worst_of)
+    monkeypatch.setattr("triptych.stages.networks.exactness_of", worst_of)
     for exact, difference in ((True, 0.0), (False, 0.25)):
         stage = kind(replace(options, exact=exact))
         stage.start()
@@ -86,7 +86,7 @@ async def test_all_stages_say_whether_they_are_exact(options, kind, monkeypatch,
 
 def test_a_stage_without_an_exact_size_does_not_start(options, monkeypatch):
     monkeypatch.setattr(
-        "triptych.stages.local_stage.exactness_of",
+        "triptych.stages.networks.exactness_of",
         lambda network: replace(find_exactness(network, example_rows(network.rows, 8)), batch_sizes=()),
     )
     with pytest.raises(EngineError, match="no batch size of 1, 2, 4 gives a row the same bytes twice"):

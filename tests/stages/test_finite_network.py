@@ -126,7 +126,7 @@ def stages(options) -> Iterator[tuple[DecoderStage, DecoderStage]]:
     """In half precision and in float32."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            "triptych.stages.local_stage.get_engine", lambda name, **arguments: NarrowEngine(get_engine(name, **arguments))
+            "triptych.stages.networks.get_engine", lambda name, **arguments: NarrowEngine(get_engine(name, **arguments))
         )
         stages = [DecoderStage(replace(options, precision=each)) for each in ("float16", "float32")]
         for stage in stages:

@@ -14,7 +14,7 @@ from tests.engines.test_cache import filled_by_another_process
 from triptych.engines import CompiledNetwork
 from triptych.engines.openvino import OpenVINOEngine
 from triptych.errors import CheckpointError, EngineError, StartError
-from triptych.stages import local_stage
+from triptych.stages import networks
 from triptych.stages.decoder import DecoderStage
 from triptych.stages.diffusion import DiffusionStage
 from triptych.stages.image_encoder import ImageEncoderStage
@@ -160,7 +160,7 @@ def test_stages_that_start_side_by_side_take_turns_network_by_network(options, m
     compile_, warm_up = OpenVINOEngine.compile, CompiledNetwork.warm_up
     monkeypatch.setattr(OpenVINOEngine, "compile", compile_visibly)
     monkeypatch.setattr(CompiledNetwork, "warm_up", warm_up_late)
-    monkeypatch.setattr(local_stage, "_one_at_a_time", Turn())
+    monkeypatch.setattr(networks, "_one_at_a_time", Turn())
     stages = DecoderStage(options), ImageEncoderStage(options)
     with ThreadPoolExecutor() as pool:
         list(pool.map(lambda stage: stage.start(), stages))

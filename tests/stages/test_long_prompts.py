@@ -245,7 +245,7 @@ async def test_nothing_is_compiled_after_the_start(diffusion, monkeypatch):
     def refuse(*arguments, **options):
         raise AssertionError("a network was compiled for a request")
 
-    monkeypatch.setattr("triptych.stages.local_stage.NetworkLoader.load", refuse)
+    monkeypatch.setattr("triptych.stages.networks.NetworkLoader.load", refuse)
     for chunks in (1, 2):
         for width, height in (await diffusion.identity()).sizes:
             await latents_of(diffusion, replace(request_of(0, chunks), width=width, height=height))

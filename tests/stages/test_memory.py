@@ -29,8 +29,8 @@ from triptych.stages.decoder import DecoderStage
 from triptych.stages.diffusion import DiffusionStage, plan_of, rows_of
 from triptych.stages.evaluation import Row
 from triptych.stages.image_encoder import ImageEncoderStage
-from triptych.stages.local_stage import NetworkLoader
 from triptych.stages.memory import Room, plan_memory
+from triptych.stages.networks import NetworkLoader
 
 SMALL, LARGE = (32, 32), (64, 32)
 PICTURES = {SMALL: 10, LARGE: 20}

@@ -19,7 +19,7 @@ from triptych.models.config import STABLE_DIFFUSION_1_5_VAE
 from triptych.models.tiling import tiling_of_decoder, tiling_of_encoder
 from triptych.stages.decoder import DecoderStage
 from triptych.stages.image_encoder import ImageEncoderStage
-from triptych.stages.local_stage import NetworkLoader
+from triptych.stages.networks import NetworkLoader
 from triptych.stages.tiles import Mosaic, spans
 
 # Networks are built and compiled before the first test.

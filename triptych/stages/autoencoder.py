@@ -16,7 +16,8 @@ from triptych.models.tiling import num_upper_levels
 from triptych.stages.call_batcher import CallBatcher
 from triptych.stages.finite_network import FiniteNetwork
 from triptych.stages.finite_network import Network as Run
-from triptych.stages.local_stage import CallingStage, NetworkLoader
+from triptych.stages.local_stage import CallingStage
+from triptych.stages.networks import NetworkLoader
 from triptych.stages.options import StageOptions
 from triptych.stages.tiles import TiledDecoder, TiledEncoder
 

@@ -21,7 +21,7 @@ from triptych.engines.quantized import find_quantized
 from triptych.errors import EngineError
 from triptych.stages.decoder import DecoderStage
 from triptych.stages.diffusion import DiffusionStage, granularity, takes_masked_image, unet_rows, with_features
-from triptych.stages.local_stage import NetworkLoader
+from triptych.stages.networks import NetworkLoader
 from triptych.stages.options import StageOptions
 from triptych.stages.text_encoder import TextEncoderStage
 

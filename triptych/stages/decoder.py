@@ -27,7 +27,7 @@ from triptych.stages.autoencoder import AutoencoderStage
 from triptych.stages.call_batcher import CallBatcher
 from triptych.stages.finite_network import IN_FLOAT32
 from triptych.stages.images import encode_image, paste, to_pixels
-from triptych.stages.local_stage import NetworkLoader
+from triptych.stages.networks import NetworkLoader
 from triptych.stages.tiles import TiledDecoder
 
 

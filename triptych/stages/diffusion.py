@@ -31,7 +31,8 @@ from triptych.sampling.samplers import SAMPLERS, first_step_of, make_plan
 from triptych.sampling.schedule import ScheduleConfig
 from triptych.stages.denoising import UNREAD, Denoising
 from triptych.stages.evaluation import Known, Row, Shape
-from triptych.stages.local_stage import LocalStage, NetworkLoader
+from triptych.stages.local_stage import LocalStage
+from triptych.stages.networks import NetworkLoader
 from triptych.stages.options import StageOptions
 from triptych.stages.step_batcher import StepBatcher
 

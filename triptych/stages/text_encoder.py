@@ -15,7 +15,8 @@ from triptych.errors import CheckpointError, InvalidValue
 from triptych.models.tokenizer import Tokenizer, unknown_words
 from triptych.stages.call_batcher import CallBatcher
 from triptych.stages.context_cache import ContextCache
-from triptych.stages.local_stage import CallingStage, NetworkLoader
+from triptych.stages.local_stage import CallingStage
+from triptych.stages.networks import NetworkLoader
 from triptych.stages.options import StageOptions
 
 Tokens = NDArray[np.int32]

@@ -25,7 +25,7 @@ from triptych.contract import Float32
 from triptych.engines import CompiledNetwork, RowSpec
 from triptych.errors import StartError
 from triptych.models.tiling import Tiling, tiling_of_decoder, tiling_of_encoder
-from triptych.stages.local_stage import NetworkLoader
+from triptych.stages.networks import NetworkLoader
 
 Arrays = Mapping[str, NDArray[Any]]
 Float64 = NDArray[np.float64]
