@@ -205,19 +205,22 @@ def main() -> None:
     if arguments.serve:
         serve(json.loads(arguments.serve))
         return
+    if arguments.preview_precision != "auto" and not arguments.previews:
+        parser.error("--preview-precision goes with --previews")
     if arguments.previews:
-        model = arguments.model or "vignette"
-        precision = arguments.preview_precision
+        model, of_previews = arguments.model or "vignette", arguments.preview_precision
         given = "" if arguments.model is None else " --model FOLDER"
-        given += "" if precision == "auto" else f" --preview-precision {precision}"
+        given += "" if of_previews == "auto" else f" --preview-precision {of_previews}"
         told = circumstances(PACKAGES) | {"command": f"python -m benchmarks.tiles --previews{given}"}
-        found = measure_previews(model, arguments.pictures, precision)
+        found = measure_previews(model, arguments.pictures, of_previews)
         name = find_model(model).facts.model
-        parts = ["previews", *([] if name == "vignette" else [name]), *([] if precision == "auto" else [precision])]
+        parts = ["previews", *([] if name == "vignette" else [name]), *([] if of_previews == "auto" else [of_previews])]
         write_results("-".join(parts), told | found | {"model": name})
         print(report_previews(found), "\n\n" + describe(told))
         return
-    told = circumstances(PACKAGES) | {"command": "python -m benchmarks.tiles"}  # where the folder lies is nobody's business
+    sides, tile_sides = (" ".join(map(str, each)) for each in (arguments.sides, arguments.tile_sides))
+    options = f"--sides {sides} --tile-sides {tile_sides} --precision {arguments.precision} --pictures {arguments.pictures}"
+    told = circumstances(PACKAGES) | {"command": f"python -m benchmarks.tiles {options}"}
     cases: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as temporary:
         if (model := arguments.model) is None:

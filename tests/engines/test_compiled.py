@@ -181,7 +181,7 @@ def test_what_takes_turns_gives_back_what_the_engine_keeps(keeps_memory):
     network.try_out(inputs(1))
     network.warm_up()
     assert bool(engine) is keeps_memory
-    assert (network.call_bytes >= kept) is not keeps_memory  # what is given back is part of a call
+    assert (network.call_bytes > kept // 2) is not keeps_memory  # what is given back is part of a call
     network(inputs(3))
     assert bool(engine) is keeps_memory
 

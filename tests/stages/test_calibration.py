@@ -17,6 +17,7 @@ from tests.stages.options import Options
 from tests.stages.test_preview_decoder import write_tiny_vae
 from tests.tiny_models import INPAINTING_UNET, WORDS, write_tiny_model
 from triptych.contract import DecodeRequest, Denoised, DenoiseRequest, EncodeRequest, Float32, StageName
+from triptych.engines.openvino import OpenVINOEngine
 from triptych.engines.quantization import layers_to_keep
 from triptych.errors import EngineError
 from triptych.stages.calibration import PROMPTS, Outcome, default_prompts, quantize_model
@@ -330,11 +331,45 @@ async def test_previews_in_int8_are_nearly_the_same_beside_the_same_pictures(qua
     assert identities[0] == identities[1]  # no picture goes through it
 
 
-def test_without_the_quantized_network_of_previews_the_start_is_refused_with_the_command(quantized_previews, tmp_path):
-    sentence = (
-        r"has no tiny_decoder of tiny in int8 .*: `TRIPTYCH_PREVIEW_PRECISION=int8 triptych quantize .*tiny --stage decoder`"
-    )
+async def test_previews_and_pictures_in_int8(quantized_previews):
+    stage = DecoderStage(replace(quantized_previews, precision="int8"))
+    stage.start()
+    assert (await stage.identity()).numerics.precision == "int8"
+    in_float = DecoderStage(replace(quantized_previews, preview_precision="auto"))
+    in_float.start()
+    for preview in (False, True):
+        pictures = [await decode(each, some_latents(), preview=preview) for each in (stage, in_float)]
+        assert 25 < psnr(*pictures) < 60
+    stage.close()
+    in_float.close()
+
+
+def test_previews_in_int8_without_a_decoder_for_them_are_refused(small, tmp_path):
+    options = replace(small, preview_precision="int8", quantized_folder=tmp_path)
+    sentence = "TRIPTYCH_PREVIEW_PRECISION is int8, but tiny has no decoder for previews: TRIPTYCH_PREVIEW_DECODER names one"
     with pytest.raises(EngineError, match=sentence):
+        DecoderStage(options).start()
+    with pytest.raises(EngineError, match=sentence):
+        quantize(options, (StageName.DECODER,))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_previews_in_int8_are_for_openvino(quantized_previews, monkeypatch):
+    monkeypatch.setattr(OpenVINOEngine, "name", "jax")
+    with pytest.raises(EngineError, match="TRIPTYCH_PREVIEW_PRECISION=int8 is for the engine openvino, not for jax"):
+        DecoderStage(quantized_previews).start()
+
+
+def test_what_is_decoded_in_tiles_is_left_out_but_for_its_previews(quantized_previews, tmp_path, caplog):
+    options = replace(quantized_previews, sizes=((64, 64),), tile_side=56, quantized_folder=tmp_path)
+    outcomes, _ = quantize(options, (StageName.DECODER,))
+    assert [outcome.name for outcome in outcomes] == ["tiny_decoder"]
+    assert "pictures of 64x64 are decoded in tiles, and those not in int8" in caplog.text
+
+
+def test_without_the_quantized_network_of_previews_the_start_is_refused_with_the_command(quantized_previews, tmp_path):
+    command = r"`TRIPTYCH_PREVIEW_PRECISION=int8 TRIPTYCH_PREVIEW_DECODER=.*taesd triptych quantize .*tiny --stage decoder`"
+    with pytest.raises(EngineError, match=rf"has no tiny_decoder of tiny in int8 .*: {command}"):
         DecoderStage(replace(quantized_previews, quantized_folder=tmp_path)).start()
 
 

@@ -152,20 +152,31 @@ async def test_latents_of_a_picture_that_was_encoded_in_tiles(encoder, vignette)
     assert np.abs(in_tiles - whole).max() < 0.01 * whole.std()
 
 
-@pytest.mark.parametrize(("precision", "most_images"), [("float32", 6), ("bfloat16", 4)])
-def test_a_tile_takes_the_memory_of_a_few_images(vignette, tmp_path, precision, most_images):
-    """In images of its widest level in float32; a tile that kept all that its norms were found on would take ten."""
+@pytest.mark.parametrize(("precision", "most_images"), [("float32", 6), ("bfloat16", 3)])
+@pytest.mark.parametrize("network", [Network.VAE_DECODER, Network.VAE_ENCODER])
+def test_a_tile_takes_the_memory_of_a_few_images(vignette, tmp_path, network, precision, most_images):
+    """In images of its widest level in float32; a tile that kept all that its norms were found on would take more."""
     networks = NetworkLoader(replace(vignette, precision=precision, cache_folder=tmp_path), StageName.DECODER)
     if networks.numerics.precision != precision:
         pytest.skip(f"this machine has no {precision}")
-    vae, tiling, side = networks.files.vae, tiling_of_decoder(networks.files.vae), 64
+    vae, decoded = networks.files.vae, network is Network.VAE_DECODER
+    side = 64 if decoded else 192  # so large that nothing left over from before has room for it
+    tiling = tiling_of_decoder(vae) if decoded else tiling_of_encoder(vae)
     rows = {
-        "features": RowSpec(shape=(side, side, tiling.channels)),
+        "features" if decoded else "images": RowSpec(shape=(side, side, tiling.channels) if decoded else (4 * side, 4 * side, 3)),
         "share": RowSpec(shape=(side, side, 1)),
         "told": RowSpec(shape=(tiling.num_norms, 2, vae.norm_num_groups)),
     }
-    tile = networks.load(Network.VAE_DECODER, rows, part=VAEPart.TILE, one_row=True)
-    assert 1 < tile.call_bytes / (4 * (4 * side) ** 2 * max(vae.block_out_channels[:2])) < most_images
+    tile = networks.load(network, rows, part=VAEPart.TILE, one_row=True)
+    widest = max(vae.block_out_channels[:2]) if decoded else vae.block_out_channels[0]
+    assert 1 < tile.call_bytes / (4 * (4 * side) ** 2 * widest) < most_images
+
+
+def test_only_what_takes_turns_gives_the_engines_memory_back(vignette, tmp_path):
+    networks = NetworkLoader(replace(vignette, cache_folder=tmp_path), StageName.DECODER)
+    latents = {"latents": RowSpec(shape=(16, 16, networks.files.vae.latent_channels))}
+    keeps = {part: networks.load(Network.VAE_DECODER, latents, part=part).keeps_memory for part in (None, VAEPart.TRUNK)}
+    assert keeps == {None: True, VAEPart.TRUNK: False}
 
 
 # What is said of it

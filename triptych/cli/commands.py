@@ -182,7 +182,8 @@ def quantize(
         Path | None, typer.Option(help="File with one prompt a line; by default a choice that suits the model.")
     ] = None,
 ) -> None:
-    """Have a model's networks in int8, for TRIPTYCH_PRECISION=int8, by what they see while they make pictures in float."""
+    """Have a model's networks in int8, for TRIPTYCH_PRECISION=int8 or TRIPTYCH_PREVIEW_PRECISION=int8, by what they see while
+    they make pictures in float."""
     from triptych.cli.quantize import quantize_model
 
     quantize_model(model, stage=stage, samples=samples, prompts=prompts)

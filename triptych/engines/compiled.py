@@ -72,7 +72,7 @@ class CompiledNetwork:
         keeps_memory: Whether the engine may keep, from one call to the next, the memory that it works in. Networks that take
             turns need not: together they take as much as the largest then, at a few hundredths of their time.
         call_bytes: Memory that a call of the largest batch size takes as long as it runs, its outputs included, as the warm-up
-            measured it. What the engine keeps between calls is no part of it.
+            measured it. What the engine keeps between calls is no part of it; what it gives back is, for all batch sizes.
     """
 
     def __init__(
@@ -138,11 +138,13 @@ class CompiledNetwork:
             inputs: An array (B, ...) for each input, of its row's shape and type.
         """
         parts, start = [], 0
-        for size in self._split(self._num_rows(inputs)):
-            parts.append(self._run_padded({name: array[start : start + size] for name, array in inputs.items()}, size))
-            start += size
-        if not self.keeps_memory:
-            self._give_back()
+        try:
+            for size in self._split(self._num_rows(inputs)):
+                parts.append(self._run_padded({name: array[start : start + size] for name, array in inputs.items()}, size))
+                start += size
+        finally:
+            if not self.keeps_memory:
+                self._give_back()
         return parts[0] if len(parts) == 1 else {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def run_exactly(self, inputs: Arrays) -> dict[str, NDArray[Any]]:

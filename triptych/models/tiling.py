@@ -31,6 +31,11 @@ def num_upper_levels(config: VAEConfig) -> int:
     return min(UPPER_LEVELS, len(config.block_out_channels) - 1)
 
 
+def is_tiled(width: int, height: int, config: VAEConfig, *, tile_side: int) -> bool:
+    """Whether pictures of that size are run in tiles of no more than `tile_side` pixels of an edge."""
+    return max(width, height) > tile_side and num_upper_levels(config) > 0
+
+
 def tiling_of_decoder(config: VAEConfig) -> Tiling:
     levels, resnets = num_upper_levels(config), config.layers_per_block + 1
     margin = 1  # conv_out

@@ -12,6 +12,8 @@ What is told of norms is (B, N, 2, G): of N norms in the order in which they run
 
 from __future__ import annotations
 
+import math
+
 import keras
 import numpy as np
 from keras import layers, ops
@@ -156,13 +158,16 @@ class GroupNormOfWhole(layers.GroupNormalization):
     def group_means(self, x):
         """(B, G) of an image.
 
-        Channels become groups by a convolution. A sum would do, but for OpenVINO, which computes in float32 all that lies between
-        the last convolution and what a network returns: here it would be whole images.
+        Where channels are first they become groups by a convolution. A sum would do, but for OpenVINO, which computes in float32
+        all that lies between the last convolution and what a network returns: here it would be whole images.
         """
         channels_of_a_group = self.gamma.shape[0] // self.groups
-        kernel = np.repeat(np.eye(self.groups, dtype="float32"), channels_of_a_group, axis=0) / channels_of_a_group
-        data_format, axes = ("channels_first", (2, 3)) if self.axis == 1 else ("channels_last", (1, 2))
-        return ops.mean(ops.conv(x, ops.convert_to_tensor(kernel[None, None]), data_format=data_format), axis=axes)
+        if self.axis != 1:
+            return ops.mean(ops.reshape(ops.mean(x, axis=(1, 2)), (-1, self.groups, channels_of_a_group)), axis=2)
+        power = 2 ** math.ceil(math.log2(channels_of_a_group))  # a fraction that half precision has
+        kernel = np.repeat(np.eye(self.groups, dtype="float32"), channels_of_a_group, axis=0)[None, None] / power
+        sums = ops.conv(x, ops.convert_to_tensor(kernel), data_format="channels_first")
+        return ops.mean(sums, axis=(2, 3)) * (power / channels_of_a_group)
 
     def _by_channel(self, x):
         """(B, G) as it goes with an image."""
@@ -198,6 +203,6 @@ class CorrectedGroupNorm(GroupNormOfWhole):
     def call(self, inputs, mean, scale):
         x = ops.cast(inputs, "float32")
         own_mean = self.group_means(x)
-        variance = self.group_means(ops.square(x - self._by_channel(own_mean)))
+        variance = 256 * self.group_means(ops.square((x - self._by_channel(own_mean)) / 16))  # float16 ends at 65504
         own_scale = 1 / ops.sqrt(variance + self.epsilon)
         return self.affine(self.normalized(x, own_mean + mean, own_scale * scale)), ops.stack([own_mean, own_scale], axis=1)

@@ -217,7 +217,7 @@ class StageSettings(ServerSettings):
 
     tile_side: PositiveInt = 1024
     """Pixels: a picture that is wider or higher than this is decoded, and encoded, in tiles that are not: memory grows with the
-    tile then, and little with the picture, at three times the time. By default as large as it is hardly worth that."""
+    tile then, and little with the picture, at three times the time, which up to the default what is saved is hardly worth."""
 
     preview_decoder: DirectoryPath | None = None
     """Folder of a tiny autoencoder in diffusers' layout (AutoencoderTiny, such as TAESD) that decodes previews, never pictures.
@@ -225,7 +225,7 @@ class StageSettings(ServerSettings):
 
     preview_precision: Literal["auto", "int8"] = "auto"
     """Of the preview decoder: `auto` is as for pictures, but float where those are in int8. With `int8`, whatever pictures are
-    in, `triptych quantize` quantizes it too, and a decoder runs it so."""
+    in, `triptych quantize` quantizes it too, and a decoder on OpenVINO runs it so."""
 
     queue_size: Annotated[int, Field(ge=0)] = 64
     """Jobs that may wait for the network; one more is refused with 429."""

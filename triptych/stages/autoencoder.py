@@ -12,7 +12,7 @@ from triptych.checkpoints.checkpoint import Network
 from triptych.contract import DecoderIdentity, ImageEncoderIdentity, StageName
 from triptych.engines import Precision, RowSpec
 from triptych.models.config import VAEConfig
-from triptych.models.tiling import num_upper_levels
+from triptych.models.tiling import is_tiled
 from triptych.stages.call_batcher import CallBatcher
 from triptych.stages.finite_network import FiniteNetwork
 from triptych.stages.finite_network import Network as Run
@@ -87,7 +87,7 @@ class AutoencoderStage(CallingStage[HalfIdentity]):
 
     def _network_for(self, width: int, height: int, networks: NetworkLoader) -> CallBatcher:
         config, largest, precision = networks.files.vae, self.options.tile_side, networks.numerics.precision
-        if max(width, height) > largest and num_upper_levels(config):
+        if is_tiled(width, height, config, tile_side=largest):
             tiled = self.tiled(networks, width, height, largest=largest)
             self._tile_sizes[width, height] = tiled.tile_size
             networks.count_call(tiled.call_bytes)

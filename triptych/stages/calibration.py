@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,11 +20,14 @@ from triptych.engines import CompiledNetwork, NetworkSource, Precision, RowSpec
 from triptych.engines.compiled import Arrays
 from triptych.engines.quantized import find_quantized
 from triptych.errors import EngineError
+from triptych.models.tiling import is_tiled
 from triptych.stages.decoder import DecoderStage
 from triptych.stages.diffusion import DiffusionStage, granularity, takes_masked_image, unet_rows, with_features
 from triptych.stages.networks import NetworkLoader
 from triptych.stages.options import StageOptions
 from triptych.stages.text_encoder import TextEncoderStage
+
+_log = logging.getLogger(__name__)
 
 ROWS_OF_A_PICTURE = 8
 """Of the U-Net's inputs, that are taken from the making of one picture: a few steps, each with both halves of the guidance."""
@@ -162,12 +166,17 @@ class _Wanted:
 def _networks_of(stage: str, networks: NetworkLoader, options: StageOptions) -> Iterator[_Wanted]:
     if stage == StageName.DECODER:
         vae, network = networks.files.vae, Network.VAE_DECODER
-        sources = [networks.source(network)]
-        if options.preview_precision == Precision.INT8 and (tiny := networks.tiny_vae):
-            sources.append(networks.tiny_decoder_source(tiny))
-        for source, size in product(sources, networks.sizes(vae.downsampling)):
+        source = networks.source(network)
+        tiny = networks.tiny_vae if options.preview_precision == Precision.INT8 else None
+        for size in networks.sizes(vae.downsampling):
             rows = {DecoderStage.input: DecoderStage.row(*size, vae)}
-            yield _Wanted(network=network, source=source, size=size, chunks=1, rows=rows)
+            if is_tiled(*size, vae, tile_side=options.tile_side):
+                _log.warning("pictures of %dx%d are decoded in tiles, and those not in int8: TRIPTYCH_TILE_SIDE", *size)
+            else:
+                yield _Wanted(network=network, source=source, size=size, chunks=1, rows=rows)
+            if tiny is not None:
+                preview = networks.tiny_decoder_source(tiny)
+                yield _Wanted(network=network, source=preview, size=size, chunks=1, rows=rows)
         return
     if takes_masked_image(networks.files):
         raise EngineError(f"the U-Net of {networks.files.facts.model} sees a masked picture: there is no int8 for such yet")

@@ -7,7 +7,7 @@ import logging
 import threading
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 
 from triptych.checkpoints.checkpoint import Network, UNetPart, VAEPart, load_network, load_part
 from triptych.checkpoints.registry import find_model
@@ -85,8 +85,17 @@ class NetworkLoader:
 
     @property
     def tiny_vae(self) -> TinyVAEFolder | None:
-        """What previews are decoded by, where there is one."""
+        """What previews are decoded by, where there is one.
+
+        Raises:
+            EngineError: There is none, and yet it is wanted in int8.
+        """
         folder = self._options.preview_decoder or self.files.tiny_vae
+        if folder is None and self._options.preview_precision == Precision.INT8:
+            raise EngineError(
+                f"TRIPTYCH_PREVIEW_PRECISION is int8, but {self.files.facts.model} has no decoder for previews: "
+                "TRIPTYCH_PREVIEW_DECODER names one"
+            )
         return None if folder is None else TinyVAEFolder(folder)
 
     def weights_digest(self, network: Network) -> str:
@@ -166,10 +175,20 @@ class NetworkLoader:
             CheckpointError, EngineError: As their names say; it does not fit the model's VAE.
         """
         network, rows, source = Network.VAE_DECODER, {"latents": latents}, self.tiny_decoder_source(files)
-        if self._options.preview_precision == Precision.INT8 and self.engine.choose_precision(Precision.INT8) is Precision.INT8:
-            source, _ = self._in_int8(source, rows, stage=StageName.DECODER, setting="TRIPTYCH_PREVIEW_PRECISION=int8 ")
+        if self._previews_in_int8:
+            folder = self._options.preview_decoder
+            settings = "TRIPTYCH_PREVIEW_PRECISION=int8 " + (f"TRIPTYCH_PREVIEW_DECODER={folder} " if folder else "")
+            source, _ = self._in_int8(source, rows, stage=StageName.DECODER, settings=settings)
         compiled, _ = self._compile(network, source, rows, self._float, self._batch_sizes(network))
         return compiled
+
+    @cached_property
+    def _previews_in_int8(self) -> bool:
+        if self._options.preview_precision != Precision.INT8:
+            return False
+        if self.engine.name != "openvino":
+            raise EngineError(f"TRIPTYCH_PREVIEW_PRECISION=int8 is for the engine openvino, not for {self.engine.name}")
+        return self.engine.choose_precision(Precision.INT8) is Precision.INT8  # else it is said, once
 
     def tiny_decoder_source(self, files: TinyVAEFolder) -> NetworkSource:
         """The network of previews in float.
@@ -222,26 +241,30 @@ class NetworkLoader:
             return source
         if isinstance(part, VAEPart):
             raise EngineError(f"the {network} is quantized as a whole: int8 does not go with pictures above TRIPTYCH_TILE_SIDE")
-        setting = "" if part is None else "TRIPTYCH_FEATURE_REUSE=true "
-        in_int8, digest = self._in_int8(source, rows, stage=QUANTIZABLE[network], setting=setting)
+        settings = "" if part is None else "TRIPTYCH_FEATURE_REUSE=true "
+        in_int8, digest = self._in_int8(source, rows, stage=QUANTIZABLE[network], settings=settings)
         self._quantized.append(digest)
         return in_int8
 
     def _in_int8(
-        self, source: NetworkSource, rows: Mapping[str, RowSpec], *, stage: StageName, setting: str
+        self, source: NetworkSource, rows: Mapping[str, RowSpec], *, stage: StageName, settings: str
     ) -> tuple[NetworkSource, str]:
         """What `triptych quantize` made of a network, and its digest.
 
         Args:
             source: In float.
-            stage: To be asked for where it is missing, under this setting.
+            stage: Whose networks the command makes that an error names.
+            settings: In front of that command, each with a space behind it.
+
+        Raises:
+            EngineError: It made nothing of it.
         """
         folder = self._options.quantized_folder
         if (quantized := find_quantized(folder, source, rows)) is None:
             inputs = ", ".join(f"{name} {row.shape}" for name, row in rows.items() if row.shape)
             raise EngineError(
                 f"{folder} has no {source.name} of {self.files.facts.model} in int8 for {inputs}: "
-                f"`{setting}triptych quantize {self._options.model} --stage {stage}` makes it"
+                f"`{settings}triptych quantize {self._options.model} --stage {stage}` makes it"
             )
         key = {"network": source.name, "quantized": quantized.digest}
         return replace(source, key=key, graph=quantized.folder), quantized.digest
