@@ -166,17 +166,17 @@ class _Wanted:
 def _networks_of(stage: str, networks: NetworkLoader, options: StageOptions) -> Iterator[_Wanted]:
     if stage == StageName.DECODER:
         vae, network = networks.files.vae, Network.VAE_DECODER
-        source = networks.source(network)
-        tiny = networks.tiny_vae if options.preview_precision == Precision.INT8 else None
+        pictures, previews = networks.source(network), None
+        if options.preview_precision == Precision.INT8 and (tiny := networks.tiny_vae):
+            previews = networks.tiny_decoder_source(tiny)
         for size in networks.sizes(vae.downsampling):
             rows = {DecoderStage.input: DecoderStage.row(*size, vae)}
             if is_tiled(*size, vae, tile_side=options.tile_side):
                 _log.warning("pictures of %dx%d are decoded in tiles, and those not in int8: TRIPTYCH_TILE_SIDE", *size)
             else:
-                yield _Wanted(network=network, source=source, size=size, chunks=1, rows=rows)
-            if tiny is not None:
-                preview = networks.tiny_decoder_source(tiny)
-                yield _Wanted(network=network, source=preview, size=size, chunks=1, rows=rows)
+                yield _Wanted(network=network, source=pictures, size=size, chunks=1, rows=rows)
+            if previews is not None:
+                yield _Wanted(network=network, source=previews, size=size, chunks=1, rows=rows)
         return
     if takes_masked_image(networks.files):
         raise EngineError(f"the U-Net of {networks.files.facts.model} sees a masked picture: there is no int8 for such yet")
